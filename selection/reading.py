@@ -1,0 +1,176 @@
+"""Text files as streams of Arrow record batches: txt (one passage a line), csv, jsonl, plain or .gz or .zst.
+
+DuckDB parses csv and jsonl (types, streaming, parallelism); what it does not say well, which line is broken, is
+found by a second, slow pass over the one file that failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.errors import InputError
+
+BATCH_ROWS = 2048
+BLOCK_BYTES = 8 << 20
+LARGEST_ROW_BYTES = 256 << 20
+COMPRESSED = {".gz", ".zst"}
+TEXT_KINDS = {".txt", ".csv", ".tsv", ".jsonl", ".json", ".ndjson"}
+COLUMNAR_KINDS = {".parquet", ".arrow", ".feather", ".ipc"}
+
+
+def kind_of(path: Path) -> str:
+    """The format of a file by its name, compression left out: ``".jsonl"`` for ``a.jsonl.zst``."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Streams a text file as record batches of at most `BATCH_ROWS` rows.
+
+    txt gives one column ``text``; csv and jsonl give their own columns. Blank lines of a txt are rows (they count).
+
+    Raises:
+        InputError: unknown format, empty file, broken line (with its number), bytes that are not UTF-8.
+    """
+    kind = kind_of(path)
+    if kind not in TEXT_KINDS:
+        raise InputError(
+            f"{path}: unknown format; nearkin reads .txt, .csv, .tsv, .jsonl (each also .gz or .zst), .parquet and .arrow"
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty")
+    yield from _read_txt(path) if kind == ".txt" else _read_with_duckdb(path, kind)
+
+
+def _read_txt(path: Path) -> Iterator[pa.RecordBatch]:
+    line, rest = 1, b""
+    with _open(path) as stream:
+        while True:
+            block = _next_block(stream, path)
+            lines, newline, rest = (rest + block).rpartition(b"\n") if block else (rest, b"", b"")
+            if lines or newline:
+                yield from _lines_to_batches(lines, path, line)
+                line += lines.count(b"\n") + 1
+            if not block:
+                return
+
+
+def _open(path: Path) -> pa.NativeFile:
+    return pa.input_stream(str(path), compression="detect")
+
+
+def _next_block(stream: pa.NativeFile, path: Path) -> bytes:
+    try:
+        return stream.read(BLOCK_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be decompressed: it is damaged or cut short") from error
+
+
+def _lines_to_batches(lines: bytes, path: Path, first_line: int) -> Iterator[pa.RecordBatch]:
+    try:
+        block = lines.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = first_line + lines.count(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {number}: not valid UTF-8; convert the file to UTF-8") from error
+    texts = pc.utf8_rtrim(pc.split_pattern(pa.array([block], pa.large_string()), "\n").values, "\r")
+    for start in range(0, len(texts), BATCH_ROWS):
+        yield pa.record_batch([texts.slice(start, BATCH_ROWS)], names=["text"])
+
+
+def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
+    source = str(path).replace("'", "''")
+    if kind in {".csv", ".tsv"}:
+        query = f"from read_csv('{source}', header=true, all_varchar=true, max_line_size={LARGEST_ROW_BYTES})"
+    else:
+        query = (
+            f"from read_json('{source}', format='newline_delimited', records='true', sample_size=-1, "
+            f"maximum_object_size={LARGEST_ROW_BYTES}, convert_strings_to_integers=false)"
+        )
+    try:
+        with duckdb.connect(config={"memory_limit": "2GB", "threads": "2"}) as connection:
+            yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
+    except duckdb.Error as error:
+        raise _explain(error, path, kind) from error
+
+
+def _explain(error: duckdb.Error, path: Path, kind: str) -> InputError:
+    if kind not in {".csv", ".tsv"}:
+        for number, line in _raw_lines(path):
+            try:
+                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
+                    return InputError(f"{path}, line {number}: not a JSON object; each line must be one, {{...}}")
+            except UnicodeDecodeError:
+                return InputError(f"{path}, line {number}: not valid UTF-8; convert the file to UTF-8")
+            except ValueError:
+                return InputError(f"{path}, line {number}: broken JSON; mend or remove that line")
+    number, line = next(((n, raw) for n, raw in _raw_lines(path) if not _is_utf8(raw)), (0, b""))
+    if number:
+        return InputError(f"{path}, line {number}: not valid UTF-8; convert the file to UTF-8")
+    return InputError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number, rest = 1, b""
+    with _open(path) as stream:
+        while block := _next_block(stream, path):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                yield number, line
+                number += 1
+    if rest:
+        yield number, rest
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_table(path: Path) -> pa.Table:
+    """A whole small file (a task split, an exclusion list) as one table, any readable format."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if kind_of(path) in COLUMNAR_KINDS:
+        from selection.columnar import open_columnar
+
+        file = open_columnar(path)
+        return pa.Table.from_batches(file.batches(0, file.rows, None), file.schema)
+    batches = list(read_batches(path))
+    if not batches:
+        raise InputError(f"{path} has no rows")
+    return pa.Table.from_batches(batches)
+
+
+def text_column(table: pa.Table | pa.RecordBatch, name: str, path: Path) -> pa.Array | pa.ChunkedArray:
+    """Column `name` as large strings.
+
+    Raises:
+        InputError: no such column, or it does not hold text.
+    """
+    if name not in table.schema.names:
+        has = ", ".join(table.schema.names) or "none"
+        raise InputError(f"{path} has no column {name!r} (it has {has}); name the text column with --text-column")
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        return column.cast(pa.large_string())
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)):
+        raise InputError(f"{path}: column {name!r} holds {column.type}, not text; name another with --text-column")
+    return column.cast(pa.large_string())
+
+
+def is_blank(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """True where a text is null, empty or white space only."""
+    return pc.equal(pc.fill_null(pc.utf8_trim_whitespace(texts), ""), "")

@@ -1,0 +1,79 @@
+"""A task: labelled examples in a folder of train, dev and test .jsonl, or one .jsonl of examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.errors import InputError
+from selection.reading import is_blank, read_table, text_column
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task brings.
+
+    Attributes:
+        path: the folder or file it was read from.
+        splits: ``train``, ``dev``, ``test``, those that exist; each a table with ``text`` (large_string) and, where
+            the file has it, ``label`` (string), blank texts left out.
+    """
+
+    path: Path
+    splits: dict[str, pa.Table]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem if self.path.is_file() else self.path.resolve().name
+
+    @property
+    def train_texts(self) -> pa.ChunkedArray:
+        """The texts that select and that are trained on, in file order: row number = query_id."""
+        return self.splits["train"]["text"]
+
+    def labelled(self, split: str) -> pa.Table:
+        """A split whose every example has a label.
+
+        Raises:
+            InputError: the split is absent, or has no labels.
+        """
+        if split not in self.splits:
+            raise InputError(f"task {self.path} has no {split}.jsonl, which finetuning needs")
+        table = self.splits[split]
+        if "label" not in table.schema.names or table["label"].null_count:
+            raise InputError(f'task {self.path}: {split}.jsonl has examples without "label", which finetuning needs')
+        return table
+
+
+def read_task(path: Path | str) -> Task:
+    """Reads a task folder (train.jsonl needed, dev and test optional) or one file, whose rows become ``train``.
+
+    Raises:
+        InputError: nothing there, no train split, no ``text`` field, a broken line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"task {path} does not exist")
+    if path.is_file():
+        return Task(path, {"train": _read_split(path)})
+    splits = {split: _read_split(path / f"{split}.jsonl") for split in SPLITS if (path / f"{split}.jsonl").exists()}
+    if "train" not in splits:
+        raise InputError(f"task folder {path} has no train.jsonl")
+    return Task(path, splits)
+
+
+def _read_split(path: Path) -> pa.Table:
+    table = read_table(path)
+    columns: dict[str, pa.ChunkedArray] = {"text": text_column(table, "text", path)}
+    if "label" in table.schema.names:
+        columns["label"] = table["label"].cast(pa.string())
+    table = pa.table(columns)
+    table = table.filter(pc.invert(is_blank(table["text"])))
+    if table.num_rows == 0:
+        raise InputError(f"{path} has no text")
+    return table
