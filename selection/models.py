@@ -81,7 +81,9 @@ def _from_hub(hub_id: str, name: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=_WANTED, etag_timeout=10))
     except Exception as error:
         reason = type(error).__name__
-        raise ModelError(f"model {name} is not on this machine and the hub did not give it ({reason}): {advice}") from error
+        raise ModelError(
+            f"model {name} is not on this machine and the hub did not give it ({reason}): {advice}"
+        ) from error
 
 
 def model_fingerprint(folder: Path) -> str:

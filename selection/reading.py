@@ -43,7 +43,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     kind = kind_of(path)
     if kind not in TEXT_KINDS:
         raise InputError(
-            f"{path}: unknown format; nearkin reads .txt, .csv, .tsv, .jsonl (each also .gz or .zst), .parquet and .arrow"
+            f"{path}: unknown format; nearkin reads .txt, .csv, .tsv, .jsonl (also .gz, .zst), .parquet and .arrow"
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
@@ -166,7 +166,9 @@ def text_column(table: pa.Table | pa.RecordBatch, name: str, path: Path) -> pa.A
         column = column.cast(column.type.value_type)
     if pa.types.is_null(column.type):
         return column.cast(pa.large_string())
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)):
+    if not (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
+    ):
         raise InputError(f"{path}: column {name!r} holds {column.type}, not text; name another with --text-column")
     return column.cast(pa.large_string())
 

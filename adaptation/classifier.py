@@ -1,0 +1,194 @@
+"""One finetuning run: classifier, training, dev F1 an epoch, best epoch kept in memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import TrainerCallback, set_seed
+
+from adaptation.finetune import LARGE_TASK, FinetuneSettings, SeedResult, f1
+from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit, use_bf16
+from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
+from adaptation.tasks import LabelledTask, Metric
+from adaptation.training import SteadyTrainer, training_arguments
+
+
+class Finetuning:
+    """A task tokenised for a model, to be trained once a seed.
+
+    Args:
+        folder: the model's.
+        task: labelled.
+        settings: see `FinetuneSettings`.
+        metric: F1 that chooses the best epoch.
+        say: is told each epoch's dev F1.
+    """
+
+    def __init__(
+        self, folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: Metric, say: Callable[[str], None]
+    ) -> None:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        self._processes = PartialState()
+        self._folder, self._task, self._settings, self._metric, self._say = folder, task, settings, metric, say
+        self.bf16 = use_bf16(settings.bf16)
+        tokenizer = load_tokenizer(folder)
+        self._pad = tokenizer.pad_token_id or 0
+        self.max_tokens = token_limit(settings.max_tokens, load_config(folder), tokenizer)
+        self.splits = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
+        train = len(self.splits["train"])
+        self.epochs = settings.epochs or (3 if train > LARGE_TASK else 10)
+        processes = self._processes.num_processes
+        self._per_device = max(settings.batch_size // processes, 1)
+        self.steps = math.ceil(train / (self._per_device * processes))
+
+    @property
+    def is_main_process(self) -> bool:
+        return bool(self._processes.is_main_process)
+
+    def fresh_tokenizer(self) -> Any:
+        """The model's tokenizer without the truncation that encoding left on it."""
+        return load_tokenizer(self._folder)
+
+    def train(self, seed: int, scratch: Path) -> tuple[Any, SeedResult]:
+        """Trains with `seed`; returns the classifier at its best dev epoch, and its result.
+
+        Args:
+            seed: draws new layers, order and dropout.
+            scratch: folder that Trainer may use; nothing is kept there.
+        """
+        started, epoch = time.monotonic(), Epoch()
+        set_seed(seed)
+        model = load_classifier(self._folder, self._task.labels, self._settings.dropout)
+        renew_head(model, seed)
+        best = BestEpoch(self, seed)
+        trainer = SteadyTrainer(
+            model=model,
+            args=training_arguments(
+                scratch,
+                steps=self.steps * self.epochs,
+                num_train_epochs=self.epochs,
+                bf16=self.bf16,
+                seed=seed,
+                learning_rate=self._settings.learning_rate,
+                per_device_train_batch_size=self._per_device,
+                # The model's loss is a mean already; scaled by processes as well it would be too large.
+                average_tokens_across_devices=False,
+            ),
+            train_dataset=Pieces(self.splits["train"]),
+            data_collator=self.collate,
+            lengths=self.splits["train"].data.column("length").to_numpy(),
+            order_seed=seed,
+            epoch=epoch,
+            callbacks=[best],
+        )
+        trainer.train()
+        model.load_state_dict(best.weights)
+        test = self.score(model, "test")
+        self._say(f"seed {seed}: best epoch {best.epoch}, dev {best.dev:.2f}, test {test:.2f}")
+        return model, SeedResult(best.dev, test, best.epoch, best.epochs, round(time.monotonic() - started, 3))
+
+    def collate(self, batch: tuple[list[int], pa.Table]) -> dict[str, torch.Tensor]:
+        """Tensors ``input_ids``, ``attention_mask`` [rows, longest] and ``labels`` [rows], int64."""
+        table = batch[1]
+        ids = padded(table["input_ids"], self._pad)
+        labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+        return {"input_ids": ids, "attention_mask": padded_lengths(table["length"], ids.shape[1]), "labels": labels}
+
+    def predict(self, model: Any, split: str) -> np.ndarray[Any, Any]:
+        """Class ids of a split's examples, int64 [examples], in file order."""
+        data, pieces = self.splits[split], Pieces(self.splits[split])
+        order = np.argsort(-data.data.column("length").to_numpy(), kind="stable")
+        was_training, device = model.training, next(model.parameters()).device
+        model.eval()
+        predictions = np.zeros(len(order), np.int64)
+        batch = 4 * self._settings.batch_size
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            for at in range(0, len(order), batch):
+                rows = order[at : at + batch]
+                inputs = self.collate(pieces.__getitems__(rows.tolist()))
+                del inputs["labels"]
+                logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+                predictions[rows] = logits.argmax(-1).cpu().numpy()
+        model.train(was_training)
+        return predictions
+
+    def score(self, model: Any, split: str) -> float:
+        """F1 in percent on a split."""
+        return f1(self._task.splits[split]["label"].to_numpy(), self.predict(model, split), self._metric)
+
+    def tell_epoch(self, seed: int, epoch: int, dev: float) -> None:
+        """Says how an epoch went."""
+        self._say(f"seed {seed}, epoch {epoch} of {self.epochs}: dev {self._metric}-F1 {dev:.2f}")
+
+
+class BestEpoch(TrainerCallback):  # type: ignore[misc]
+    """Measures dev F1 after each epoch, keeps the best epoch's weights, stops when patience is out.
+
+    The weights stay in memory: Trainer's own way writes the model and its optimiser to disk every epoch, which costs
+    more than a small task's epoch does.
+    """
+
+    def __init__(self, run: Finetuning, seed: int) -> None:
+        self._run, self._seed = run, seed
+        self._patience = run._settings.patience
+        self.dev, self.epoch, self.epochs = -1.0, 0, 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.epochs += 1
+        dev = self._run.score(model, "dev")
+        self._run.tell_epoch(self._seed, self.epochs, dev)
+        if dev > self.dev:
+            self.dev, self.epoch = dev, self.epochs
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        elif self.epochs - self.epoch >= self._patience:
+            control.should_training_stop = True
+
+
+def encode(table: pa.Table, tokenizer: Any, max_tokens: int) -> Any:
+    """A `datasets.Dataset` of columns ``input_ids`` (list<int32>), ``length`` (int32), ``label`` (int64).
+
+    Args:
+        table: columns ``text`` and ``label`` (class id).
+        tokenizer: a fast transformers tokenizer.
+        max_tokens: longer examples are cut on the right.
+    """
+    import datasets
+
+    ids = tokenizer(
+        table["text"].to_pylist(),
+        truncation=True,
+        padding=False,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    column = pa.array(ids, pa.list_(pa.int32()))
+    encoded = pa.table({"input_ids": column, "length": column.value_lengths(), "label": table["label"]})
+    return datasets.Dataset(datasets.table.InMemoryTable(encoded))
+
+
+def renew_head(model: Any, seed: int) -> None:
+    """Draws every layer outside the encoder, and the encoder's pooler, anew by `seed`."""
+    draws = generator(seed)
+    deviation = getattr(model.config, "initializer_range", 0.02)
+    encoder = model.base_model
+    new = [module for name, module in model.named_children() if name != model.base_model_prefix]
+    if getattr(encoder, "pooler", None) is not None:
+        new.append(encoder.pooler)
+    with torch.no_grad():
+        for module in (m for part in new for m in part.modules()):
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=draws) * deviation)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, torch.nn.LayerNorm):
+                module.reset_parameters()

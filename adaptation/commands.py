@@ -1,0 +1,196 @@
+"""The commands `nearkin adapt` and `nearkin finetune`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptation.finetune import FinetuneSettings
+from adaptation.mlm import AdaptSettings
+from selection.files import human_seconds
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+ADAPT = """\
+Continue masked-LM training of a model on task text, an augmentation set, or any text, and write the adapted model.
+
+Defaults are TAPT of Don't Stop Pretraining (Gururangan et al., 2020): 100 epochs, 15 % of tokens masked anew each
+time, batches of 256, learning rate 1e-4. Of a task folder only the train split is used. A model without a masked-LM
+head (all-MiniLM-L6-v2 has none) gets a new one, which is trained alone before the encoder moves. The masked-LM loss
+on held-out text is measured before and after. A stopped run continues when the same command is given again.
+"""
+ADAPT_EXAMPLE = """\
+example:
+  nearkin adapt --model roberta-base --text tasks/chemprot sets/chemprot-50nn --out models/chemprot-50nn
+
+on several GPUs:
+  accelerate launch -m nearkin adapt --model roberta-base --text tasks/chemprot --out models/chemprot
+"""
+FINETUNE = """\
+Finetune a model on a classification task once a seed, and write F1 on dev and test to results.json.
+
+The epoch with the best dev F1 counts; mean and sample standard deviation are over seeds. The metric is macro-F1,
+or micro-F1 where the task's card says so (chemprot, rct). A stopped run continues with the seeds that are left.
+"""
+FINETUNE_EXAMPLE = """\
+example:
+  nearkin finetune --model models/chemprot-50nn --task tasks/chemprot --out results/chemprot-50nn
+"""
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds ``adapt`` and ``finetune`` to a command line; each sets ``run``, from options to exit code."""
+    _register_adapt(subparsers)
+    _register_finetune(subparsers)
+
+
+def _register_adapt(subparsers: Subparsers) -> None:
+    usual = AdaptSettings()
+    add = _command(subparsers, "adapt", "continue masked-LM training on chosen text", ADAPT, ADAPT_EXAMPLE, run_adapt)
+    add("--model", required=True, metavar="M", help="model folder, hub id, or short name such as all-MiniLM-L6-v2")
+    add(
+        "--text", required=True, nargs="+", type=Path, metavar="FILE_OR_SET",
+        help="text, csv, jsonl or parquet files with a text column, task folders, augmentation folders",
+    )  # fmt: skip
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the adapted model")
+    add("--epochs", type=int, default=usual.epochs, metavar="N", help="passes over the text (default %(default)s)")
+    add("--steps", type=int, metavar="N", help="optimiser steps, instead of --epochs")
+    add("--batch-size", type=int, default=usual.batch_size, metavar="N", help="texts a step (default %(default)s)")
+    add(
+        "--micro-batch", type=int, default=usual.micro_batch, metavar="N",
+        help="texts in memory at once on a device; smaller where memory is short (default %(default)s)",
+    )  # fmt: skip
+    add("--lr", type=float, default=usual.learning_rate, metavar="X", help="peak learning rate (default %(default)s)")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest input; longer texts are split (default: the model's, at most 512)",
+    )
+    add(
+        "--mlm-probability", type=float, default=usual.mlm_probability, metavar="P",
+        help="share of tokens to predict (default %(default)s)",
+    )  # fmt: skip
+    add("--whole-word", action="store_true", help="mask whole words")
+    add(
+        "--held-out",
+        type=Path,
+        metavar="FILE",
+        help="text to measure on (default: 5%% of the text, at most 1000 texts)",
+    )
+    add(
+        "--head-warmup", type=int, default=usual.head_warmup_steps, metavar="N",
+        help="steps that train a new masked-LM head alone first (default %(default)s, at most as many as the run has)",
+    )  # fmt: skip
+    _shared(add)
+    add("--seed", type=int, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
+    add("--overwrite", action="store_true", help="replace DIR where it exists")
+
+
+def _register_finetune(subparsers: Subparsers) -> None:
+    usual = FinetuneSettings()
+    add = _command(
+        subparsers, "finetune", "train classifiers on a task and report F1", FINETUNE, FINETUNE_EXAMPLE, run_finetune
+    )
+    add("--model", required=True, metavar="M", help="model folder, hub id, or short name such as all-MiniLM-L6-v2")
+    add("--task", required=True, type=Path, metavar="DIR", help="folder with train, dev and test .jsonl (text, label)")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for results.json")
+    add("--seeds", type=int, default=usual.seeds, metavar="N", help="runs, seeds 0 to N-1 (default %(default)s)")
+    add("--epochs", type=int, metavar="N", help="most passes over train (default: 10, or 3 above 5000 examples)")
+    add(
+        "--patience", type=int, default=usual.patience, metavar="N",
+        help="stop after N epochs without a better dev F1 (default %(default)s)",
+    )  # fmt: skip
+    add("--batch-size", type=int, default=usual.batch_size, metavar="N", help="examples a step (default %(default)s)")
+    add("--lr", type=float, default=usual.learning_rate, metavar="X", help="peak learning rate (default %(default)s)")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="longest input; longer ones are cut (default: the model's, at most 512)",
+    )
+    add("--metric", choices=("macro", "micro"), help="F1 average (default: the task card's, else macro)")
+    add("--keep-model", action="store_true", help="write the classifier of the best dev seed to DIR/model")
+    _shared(add)
+    add("--overwrite", action="store_true", help="start anew where DIR holds results of something else")
+
+
+def _command(subparsers: Subparsers, name: str, summary: str, about: str, example: str, run: Any) -> Any:
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=about,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser.add_argument
+
+
+def _shared(add: Any) -> None:
+    add(
+        "--bf16", choices=("auto", "on", "off"), default="auto",
+        help="compute in bfloat16; auto: where a CUDA device has it (default %(default)s)",
+    )  # fmt: skip
+
+
+def run_adapt(options: argparse.Namespace) -> int:
+    """Runs ``nearkin adapt``; returns the exit code."""
+    from adaptation.mlm import adapt
+
+    settings = AdaptSettings(
+        epochs=options.epochs,
+        max_steps=options.steps,
+        batch_size=options.batch_size,
+        micro_batch=options.micro_batch,
+        learning_rate=options.lr,
+        max_tokens=options.max_tokens,
+        mlm_probability=options.mlm_probability,
+        whole_word=options.whole_word,
+        head_warmup_steps=options.head_warmup,
+        bf16=options.bf16,
+        seed=options.seed,
+    )
+    result = adapt(
+        options.model,
+        options.text,
+        options.out,
+        settings=settings,
+        held_out=options.held_out,
+        overwrite=options.overwrite,
+        say=_say,
+    )
+    _say(f"{result.steps} steps, {result.tokens_seen} tokens seen, {human_seconds(result.seconds)}")
+    return 0
+
+
+def run_finetune(options: argparse.Namespace) -> int:
+    """Runs ``nearkin finetune``; returns the exit code."""
+    from adaptation.finetune import RESULT_FILE, finetune
+
+    settings = FinetuneSettings(
+        seeds=options.seeds,
+        epochs=options.epochs,
+        patience=options.patience,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        max_tokens=options.max_tokens,
+        metric=options.metric,
+        bf16=options.bf16,
+        keep_model=options.keep_model,
+    )
+    result = finetune(
+        options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=_say
+    )
+    for split in ("dev", "test"):
+        std = result.std(split)
+        spread = f" ({std:.2f})" if std is not None else ""
+        _say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
+    _say(f"written to {result.out / RESULT_FILE}")
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)

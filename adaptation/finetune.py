@@ -1,0 +1,217 @@
+"""Classification on a task: `nearkin finetune` (Don't Stop Pretraining, appendix table 14).
+
+A feed-forward layer over the final [CLS] vector, trained with the encoder. Where an architecture has a pooler (BERT),
+the pooler is that layer's first half, and it is drawn anew for every seed: a masked-LM checkpoint has no pooler and
+the model it came from has one, so with a kept pooler two arms of a comparison would start from different places.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
+from selection.errors import NearkinError
+from selection.files import atomic_folder, fingerprint, write_json
+from selection.models import model_fingerprint, quiet_libraries
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "results.json"
+LARGE_TASK = 5000
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to finetune; the defaults are those of the paper.
+
+    Attributes:
+        seeds: runs, with seeds 0 to seeds - 1.
+        epochs: most passes over train; None for 10, or 3 above `LARGE_TASK` examples.
+        patience: epochs without a better dev F1 after which a run stops.
+        batch_size: examples an optimiser step takes.
+        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
+        max_tokens: longer examples are cut; None for what the model takes, at most 512.
+        dropout: in encoder and classifier.
+        metric: ``macro`` or ``micro`` F1; None for what the task's card says, else macro.
+        bf16: ``auto``, ``on`` or ``off``.
+        keep_model: also write the classifier of the seed with the best dev F1 to ``OUT/model``.
+    """
+
+    seeds: int = 5
+    epochs: int | None = None
+    patience: int = 3
+    batch_size: int = 16
+    learning_rate: float = 2e-5
+    max_tokens: int | None = None
+    dropout: float = 0.1
+    metric: Metric | None = None
+    bf16: str = "auto"
+    keep_model: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "patience", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise NearkinError(f"epochs must be at least 1, not {self.epochs}")
+        if self.metric not in (None, "macro", "micro"):
+            raise NearkinError(f"metric {self.metric} is neither macro nor micro")
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One seed's F1 (percent) at its best dev epoch (counted from 1), and its wall time."""
+
+    dev: float
+    test: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """F1 in percent over seeds.
+
+    Attributes:
+        out: folder with ``results.json``.
+        metric: ``macro-F1`` or ``micro-F1``.
+        by_seed: what each seed reached.
+    """
+
+    out: Path
+    metric: str
+    by_seed: dict[int, SeedResult]
+
+    def mean(self, split: str) -> float:
+        """Mean F1 on ``dev`` or ``test``."""
+        return float(np.mean([getattr(result, split) for result in self.by_seed.values()]))
+
+    def std(self, split: str) -> float | None:
+        """Sample standard deviation (n - 1); None for one seed."""
+        values = [getattr(result, split) for result in self.by_seed.values()]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def f1(labels: np.ndarray[Any, Any], predictions: np.ndarray[Any, Any], metric: Metric) -> float:
+    """F1 in percent over int arrays [examples]; a class that is neither present nor predicted does not count."""
+    from sklearn.metrics import f1_score
+
+    return float(100 * f1_score(labels, predictions, average=metric, zero_division=0))
+
+
+def finetune(
+    model: str,
+    task: Path | str,
+    out: Path,
+    *,
+    settings: FinetuneSettings | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> FinetuneResult:
+    """Finetunes `model` on a task once a seed and writes ``results.json`` after each.
+
+    A stopped run continues with the seeds that are left; one with more seeds adds them.
+
+    Args:
+        model: see `selection.models.resolve_model`.
+        task: folder with labelled train, dev and test .jsonl.
+        out: folder for ``results.json`` and, with `FinetuneSettings.keep_model`, ``model``.
+        settings: None for the defaults.
+        overwrite: start anew where `out` holds results of something else.
+        say: is told the plan and each epoch's dev F1.
+
+    Raises:
+        InputError: see `load_labelled`.
+        ModelError: a model that cannot be loaded.
+        NearkinError: `out` holds results of another model, task or settings; a loss that is not a number.
+    """
+    settings, out = settings or FinetuneSettings(), Path(out)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    quiet_libraries()
+    from adaptation.classifier import Finetuning
+    from adaptation.loading import transformer_folder
+    from adaptation.training import repeatable
+
+    labelled, folder = load_labelled(task), transformer_folder(model)
+    metric = settings.metric or metric_of(labelled.task.name)
+    run = Finetuning(folder, labelled, settings, metric, say)
+    identity = _identity(folder, labelled, settings, metric, run.bf16)
+    done = _done(out, identity, overwrite)
+    left = [seed for seed in range(settings.seeds) if seed not in done]
+    examples = {split: len(table) for split, table in labelled.splits.items()}
+    say(
+        f"{labelled.task.name}: {examples['train']} / {examples['dev']} / {examples['test']} examples, "
+        f"{len(labelled.labels)} classes, {metric}-F1; at most {run.epochs} epochs of {run.steps} steps for "
+        f"{len(left)} seeds{f' ({len(done)} done before)' if done else ''}"
+    )
+    result = FinetuneResult(out, f"{metric}-F1", done)
+    header = {
+        "model": model, "task": str(labelled.task.path), "task_name": labelled.task.name, "labels": labelled.labels,
+        "examples": examples, "identity": identity,
+        "settings": asdict(settings)
+        | {"epochs": run.epochs, "metric": metric, "bf16": run.bf16, "max_tokens": run.max_tokens},
+    }  # fmt: skip
+    with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+        for seed in left:
+            classifier, done[seed] = run.train(seed, Path(scratch))
+            if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
+                with atomic_folder(out / "model", overwrite=True) as place:
+                    classifier.save_pretrained(place)
+                    run.fresh_tokenizer().save_pretrained(place)
+            if run.is_main_process:
+                write_json(out / RESULT_FILE, header | _record(result))
+    return result
+
+
+def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str, bf16: bool) -> str:
+    # The number of seeds is left out, so that more of them can be added to a finished run.
+    shaping = asdict(settings) | {"seeds": None, "metric": metric, "bf16": bf16}
+    return fingerprint(model_fingerprint(folder), task.identity(), json.dumps(shaping, sort_keys=True))
+
+
+def _done(out: Path, identity: str, overwrite: bool) -> dict[int, SeedResult]:
+    file = out / RESULT_FILE
+    if not file.exists():
+        return {}
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["identity"] == identity:
+            return {int(seed): SeedResult(**result) for seed, result in known["seeds"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        if not overwrite:
+            raise NearkinError(
+                f"{file} is not a result of nearkin: name another folder, or pass --overwrite"
+            ) from error
+        return {}
+    if overwrite:
+        return {}
+    raise NearkinError(
+        f"{file} holds results of another model, task or settings: name another folder, or pass --overwrite"
+    )
+
+
+def _record(result: FinetuneResult) -> dict[str, Any]:
+    from adaptation.loading import versions
+
+    seeds = sorted(result.by_seed.items())
+    record: dict[str, Any] = {
+        "metric": result.metric,
+        "best_epoch": {str(seed): r.best_epoch for seed, r in seeds},
+        "seconds": round(sum(r.seconds for _, r in seeds), 3),
+        "seeds": {str(seed): asdict(r) for seed, r in seeds},
+        "versions": versions(),
+    }
+    for split in ("dev", "test"):
+        record[split] = {str(seed): getattr(r, split) for seed, r in seeds}
+        record[f"{split}_mean"], record[f"{split}_std"] = result.mean(split), result.std(split)
+    return record

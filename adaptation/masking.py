@@ -1,0 +1,170 @@
+"""Batches of pieces, masked anew each time they are seen (dynamic masking, RoBERTa section 4.1).
+
+Which tokens are masked, and in which order pieces come, is drawn from (seed, epoch, first piece of the batch) and not
+from a generator that runs along. A stopped and resumed run therefore sees the batches an undisturbed one sees, though
+the loader had fetched ahead when it stopped; with several processes no two batches share their draws.
+
+transformers' own collator is not used: its whole-word option draws for every token and then widens to the word, so
+more than the asked share is masked, and it gives up the 80/10/10 rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+IGNORED = -100
+HELD_OUT_EPOCH = -1
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A generator whose draws depend on `parts` alone."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass
+class Epoch:
+    """The epoch under way, shared by the sampler and the collator of one run."""
+
+    number: int = 0
+
+
+class Pieces(Dataset[Any]):
+    """A `datasets.Dataset` that hands a batch over as one Arrow table, with the row numbers asked for."""
+
+    def __init__(self, pieces: Any) -> None:
+        self._pieces = pieces.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitems__(self, rows: list[int]) -> tuple[list[int], pa.Table]:
+        return rows, self._pieces[rows]
+
+    def __getitem__(self, row: int) -> tuple[list[int], pa.Table]:
+        return self.__getitems__([row])
+
+
+class LengthGroupedBatches(Sampler[int]):
+    """Row numbers in random order with pieces of like length side by side, so that little is padding.
+
+    transformers' grouping sorts each stretch from long to short; the batches are shuffled again here, so that no
+    epoch walks from long texts to short ones. The longest batch stays first: what does not fit in memory fails at once.
+
+    Args:
+        lengths: tokens of every piece.
+        batch_size: pieces an optimiser step takes, over all processes.
+        seed: draws the order, together with the epoch.
+        epoch: shared counter.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int, epoch: Epoch) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths.tolist(), batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draws = generator(self._seed, self._epoch.number)
+        rows = np.array(get_length_grouped_indices(self._lengths, self._batch_size, generator=draws))
+        whole = len(rows) // self._batch_size
+        if whole > 2:
+            middle = 1 + torch.randperm(whole - 1, generator=draws).numpy()
+            batches = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
+            rows = np.concatenate([batches[0], batches[middle].ravel(), rows[whole * self._batch_size :]])
+        return iter(rows.tolist())
+
+
+def padded(column: pa.ChunkedArray, fill: int) -> torch.Tensor:
+    """A list<int32> column as one int64 tensor [rows, longest], shorter rows filled on the right with `fill`."""
+    lists = column.combine_chunks()
+    lengths = lists.value_lengths().to_numpy()
+    matrix = np.full((len(lengths), int(lengths.max())), fill, np.int64)
+    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
+    return torch.from_numpy(matrix)
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Turns a batch of pieces into masked inputs and labels.
+
+    Of the maskable tokens a share `probability` is chosen (with a ``words`` column: of the words, and all tokens of
+    a chosen word); of the chosen, 80 % become the mask token, 10 % a random token, 10 % stay (BERT section 3.1).
+
+    Attributes:
+        mask_id, pad_id, vocabulary: the tokenizer's.
+        special: int64 [n], ids never masked (start, end, padding, mask; an unknown token may be masked).
+        probability: share of tokens or words to predict.
+        seed, epoch: draw the masks, together with the batch's first row.
+    """
+
+    mask_id: int
+    pad_id: int
+    vocabulary: int
+    special: torch.Tensor
+    probability: float
+    seed: int
+    epoch: Epoch = field(default_factory=Epoch)
+
+    @classmethod
+    def of(cls, tokenizer: Any, probability: float, seed: int, epoch: Epoch) -> Masker:
+        """A masker with the ids of `tokenizer`."""
+        special = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+        pad = tokenizer.pad_token_id
+        return cls(
+            tokenizer.mask_token_id,
+            0 if pad is None else pad,
+            len(tokenizer),
+            torch.tensor(special),
+            probability,
+            seed,
+            epoch,
+        )
+
+    def __call__(self, batch: tuple[list[int], pa.Table]) -> dict[str, torch.Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels``: int64 [rows, longest]; labels `IGNORED` where not chosen."""
+        rows, table = batch
+        ids = padded(table["input_ids"], self.pad_id)
+        attention = padded_lengths(table["length"], ids.shape[1])
+        words = padded(table["words"], -1) if "words" in table.column_names else None
+        inputs, labels = self.mask(ids, attention.bool(), words, generator(self.seed, self.epoch.number, rows[0]))
+        return {"input_ids": inputs, "attention_mask": attention, "labels": labels}
+
+    def mask(
+        self, ids: torch.Tensor, real: torch.Tensor, words: torch.Tensor | None, draws: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masked inputs and labels.
+
+        Args:
+            ids: int64 [rows, tokens].
+            real: bool [rows, tokens], False where padding.
+            words: int64 [rows, tokens], word number or -1; None masks token by token.
+            draws: the generator to use.
+        """
+        maskable = real & ~torch.isin(ids, self.special)
+        if words is None:
+            chosen = torch.rand(ids.shape, generator=draws) < self.probability
+        else:
+            by_word = torch.rand((len(ids), int(words.max()) + 2), generator=draws) < self.probability
+            chosen = by_word.gather(1, words + 1)
+            maskable &= words >= 0
+        chosen &= maskable
+        labels = torch.where(chosen, ids, IGNORED)
+        fate = torch.rand(ids.shape, generator=draws)
+        inputs = torch.where(chosen & (fate < 0.8), self.mask_id, ids)
+        others = torch.randint(self.vocabulary, ids.shape, generator=draws)
+        return torch.where(chosen & (fate >= 0.9), others, inputs), labels
+
+
+def padded_lengths(lengths: pa.ChunkedArray, width: int) -> torch.Tensor:
+    """The attention mask of rows of these lengths: int64 [rows, width]."""
+    return torch.from_numpy((np.arange(width) < lengths.to_numpy()[:, None]).astype(np.int64))

@@ -1,0 +1,362 @@
+"""Continued masked-LM training: `nearkin adapt` (Don't Stop Pretraining, sections 3 to 5).
+
+The defaults are the paper's TAPT. Checkpoints go to ``OUT.work`` beside the output; Trainer writes pickled optimiser
+states there, which is why that folder is removed once the model is whole. OUT itself holds safetensors and text only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
+from selection.errors import NearkinError
+from selection.files import TextFingerprint, atomic_folder, fingerprint, human_seconds, write_json
+from selection.models import model_fingerprint, quiet_libraries
+
+if TYPE_CHECKING:
+    from adaptation.training import MaskedLMTrainer
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "adaptation.json"
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How to train; the defaults are those of TAPT (Don't Stop Pretraining, appendix table 13).
+
+    Attributes:
+        epochs: passes over the training text, each with new masks.
+        max_steps: optimiser steps instead of `epochs`.
+        batch_size: pieces an optimiser step takes, over all processes; reached by gradient accumulation.
+        micro_batch: pieces a forward pass takes on one device.
+        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
+        max_tokens: longest piece; None for what the model takes, at most 512.
+        mlm_probability: share of tokens to predict; of them 80 % are masked, 10 % replaced, 10 % left.
+        whole_word: choose words instead of tokens.
+        held_out: share of distinct texts to measure on where no file of them is given.
+        head_warmup_steps: steps that train a new head alone, before the encoder moves; never more than the run has.
+        head_learning_rate: their peak learning rate.
+        bf16: ``auto``, ``on`` or ``off``.
+        seed: draws held-out texts, order, masks, dropout and a new head.
+        checkpoint_minutes: time between checkpoints; changes no result.
+    """
+
+    epochs: int = 100
+    max_steps: int | None = None
+    batch_size: int = 256
+    micro_batch: int = 32
+    learning_rate: float = 1e-4
+    max_tokens: int | None = None
+    mlm_probability: float = 0.15
+    whole_word: bool = False
+    held_out: float = 0.05
+    head_warmup_steps: int = 100
+    head_learning_rate: float = 1e-3
+    bf16: str = "auto"
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
+        for name in ("mlm_probability", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise NearkinError(f"{name.replace('_', ' ')} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise NearkinError(f"the number of steps must be at least 1, not {self.max_steps}")
+        if self.head_warmup_steps < 0:
+            raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What a run made.
+
+    Attributes:
+        out: the model folder.
+        held_out_loss: nats a masked token, ``before`` any training, ``after_head_warmup`` (None without a new head)
+            and ``after``; the same masks each time. A new head starts at about ln(vocabulary size).
+        new_head: the model had no masked-LM head and was given one.
+        texts, pieces: distinct training texts, and the pieces they were cut into.
+        split_texts: texts longer than one piece.
+        steps: optimiser steps, the head's warm-up not counted.
+        tokens_seen: tokens that went through the model in them, padding not counted.
+        seconds: wall time of this call.
+    """
+
+    out: Path
+    held_out_loss: dict[str, float | None]
+    new_head: bool
+    texts: int
+    pieces: int
+    split_texts: int
+    steps: int
+    tokens_seen: int
+    seconds: float
+
+
+def adapt(
+    model: str,
+    texts: Sequence[Path | str],
+    out: Path,
+    *,
+    settings: AdaptSettings | None = None,
+    held_out: Path | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> AdaptResult:
+    """Trains `model` as a masked LM on `texts` and writes it to `out`.
+
+    A run that was stopped continues from its last checkpoint when the same model, texts and settings are given again,
+    and ends with the same weights. Under ``accelerate launch`` every process calls this; the first one writes.
+
+    Args:
+        model: see `selection.models.resolve_model`. One without a masked-LM head gets a new one (see `AdaptResult`).
+        texts: files with a ``text`` column, task folders (their train split alone), augmentation folders.
+        out: folder to make: safetensors, configuration, tokenizer, ``adaptation.json``.
+        settings: None for the defaults.
+        held_out: file of texts to measure on, instead of a share of `texts`.
+        overwrite: replace `out` where it exists.
+        say: is told the plan and what was measured, a sentence at a time.
+
+    Raises:
+        InputError: texts that cannot be used.
+        ModelError: a model that cannot be loaded or has no masked-LM form.
+        NearkinError: `out` exists; settings that do not fit; a loss that is not a number.
+    """
+    started = time.monotonic()
+    settings, out = settings or AdaptSettings(), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise NearkinError(f"{out} exists already: name another folder, or pass --overwrite to replace it")
+    # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    quiet_libraries()
+    from adaptation.training import repeatable
+
+    with repeatable():
+        run = _Run(model, texts, out, settings, held_out, say)
+        result = run.train(overwrite, started)
+    return result
+
+
+class _Run:
+    """One call of `adapt`: what its steps share."""
+
+    def __init__(
+        self,
+        model: str,
+        texts: Sequence[Path | str],
+        out: Path,
+        settings: AdaptSettings,
+        held_out: Path | None,
+        say: Callable[[str], None],
+    ) -> None:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+        from transformers import set_seed
+
+        from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder, use_bf16
+        from adaptation.masking import Epoch, Masker, Pieces
+        from adaptation.training import MaskedRows
+
+        self.processes = PartialState()
+        self.say = say if self.processes.is_main_process else logger.debug
+        self.name, self.out, self.settings = model, out, settings
+        self.folder = transformer_folder(model)
+        self.bf16 = use_bf16(settings.bf16)
+        tokenizer = load_tokenizer(self.folder, masks=True)
+        set_seed(settings.seed)
+        self.model, self.new_head = load_masked_lm(self.folder)
+        self.max_tokens = token_limit(settings.max_tokens, self.model.config, tokenizer)
+        self.text = read_training_text(texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed)
+        self.micro = min(settings.micro_batch, max(settings.batch_size // self.processes.num_processes, 1))
+        self.accumulate = max(round(settings.batch_size / (self.micro * self.processes.num_processes)), 1)
+        self.work = out.with_name(out.name + ".work")
+        self.identity = self._identity()
+        self.progress: dict[str, Any] = self._prepare_work(tokenizer)
+        data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
+        self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
+        self.split_texts = texts_in_pieces(data)
+        self.pieces, self.held_out = Pieces(data), Pieces(measured)
+        batch = self.micro * self.accumulate * self.processes.num_processes
+        self.steps = settings.max_steps or settings.epochs * math.ceil(len(self.pieces) / batch)
+        self.epoch = Epoch()
+        self.masker = Masker.of(tokenizer, settings.mlm_probability, settings.seed, self.epoch)
+        self.measurer = Masker.of(tokenizer, settings.mlm_probability, settings.seed, Epoch())
+        self.rows = MaskedRows(self.model)
+        self._say_plan(batch)
+
+    def _identity(self) -> str:
+        def of(texts: Any) -> str:
+            digest = TextFingerprint()
+            digest.update(texts)
+            return digest.value()
+
+        settings = {k: v for k, v in asdict(self.settings).items() if k != "checkpoint_minutes"}
+        return fingerprint(
+            model_fingerprint(self.folder),
+            of(self.text.train),
+            of(self.text.held_out),
+            json.dumps(settings, sort_keys=True),
+            f"{self.processes.num_processes} processes, bf16 {self.bf16}",
+        )
+
+    def _prepare_work(self, tokenizer: Any) -> dict[str, Any]:
+        note = self.work / "progress.json"
+        if self.processes.is_main_process:
+            known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+            if known.get("identity") != self.identity:
+                if known:
+                    self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
+                shutil.rmtree(self.work, ignore_errors=True)
+                self.work.mkdir(parents=True)
+                words = self.settings.whole_word
+                tokenise(self.text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
+                tokenise(self.text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
+                write_json(note, {"identity": self.identity})
+        self.processes.wait_for_everyone()
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+
+    def _say_plan(self, batch: int) -> None:
+        text = self.text
+        self.say(
+            f"{len(text.train)} texts to train on ({text.duplicates} duplicates, {text.withheld} withheld left out), "
+            f"{len(text.held_out)} held out; {int(self.lengths.sum())} tokens in {len(self.pieces)} pieces "
+            f"of at most {self.max_tokens} ({self.split_texts} texts split)"
+        )
+        device = "CUDA" if self.processes.device.type == "cuda" else self.processes.device.type
+        self.say(
+            f"{self.steps} steps of {batch} pieces, about {self.steps * batch / len(self.pieces):.1f} epochs, on "
+            f"{self.processes.num_processes} {device}, {'bfloat16' if self.bf16 else 'float32'}"
+        )
+        if self.new_head:
+            self.say(
+                f"{self.name} has no masked-LM head: it gets a new one with tied embeddings, trained alone for "
+                f"{self._warmup_steps()} steps first; its loss starts near ln(vocabulary) = "
+                f"{math.log(self.model.config.vocab_size):.1f}"
+            )
+
+    def _warmup_steps(self) -> int:
+        return min(self.settings.head_warmup_steps, self.steps) if self.new_head else 0
+
+    def train(self, overwrite: bool, started: float) -> AdaptResult:
+        checkpoint = self._last_checkpoint()
+        if checkpoint is None:
+            self._before()
+        else:
+            self.say(f"continuing from step {checkpoint.name.rpartition('-')[2]}")
+        trainer = self._trainer(self.steps, self.settings.learning_rate, self.settings.checkpoint_minutes)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
+        state = trainer.state
+        result = AdaptResult(
+            self.out, losses, bool(self.new_head), len(self.text.train), len(self.pieces), self.split_texts,
+            state.global_step, int(state.num_input_tokens_seen), time.monotonic() - started,
+        )  # fmt: skip
+        if self.processes.is_main_process:
+            self._write(result, overwrite)
+        self.processes.wait_for_everyone()
+        return result
+
+    def _before(self) -> None:
+        began = time.monotonic()
+        self.model.to(self.processes.device)
+        self.progress["before"], self.progress["after_head_warmup"] = self._measure(), None
+        # A training step costs about three forward passes over the same tokens.
+        speed = self.held_out_lengths.sum() / (time.monotonic() - began)
+        seconds = 3 * self.lengths.mean() * self.micro * self.accumulate * self.steps / speed
+        loss = self.progress["before"]
+        self.say(f"held-out masked-LM loss before: {loss:.4f}; training takes about {human_seconds(seconds)}")
+        if steps := self._warmup_steps():
+            encoder = [p for name, p in self.model.named_parameters() if name not in self.new_head]
+            for parameter in encoder:
+                parameter.requires_grad_(False)
+            self._trainer(steps, self.settings.head_learning_rate, None).train()
+            for parameter in encoder:
+                parameter.requires_grad_(True)
+            self.progress["after_head_warmup"] = self._measure()
+            self.say(f"held-out masked-LM loss after the head's warm-up: {self.progress['after_head_warmup']:.4f}")
+        if self.processes.is_main_process:
+            write_json(self.work / "progress.json", self.progress)
+
+    def _trainer(self, steps: int, learning_rate: float, checkpoint_minutes: float | None) -> MaskedLMTrainer:
+        from adaptation.training import Checkpoints, MaskedLMTrainer, training_arguments
+
+        self.epoch.number = 0
+        arguments = training_arguments(
+            self.work,
+            steps=steps,
+            max_steps=steps,
+            bf16=self.bf16,
+            seed=self.settings.seed,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=self.micro,
+            gradient_accumulation_steps=self.accumulate,
+        )
+        trainer = MaskedLMTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=self.pieces,
+            data_collator=self.masker,
+            lengths=self.lengths,
+            order_seed=self.settings.seed,
+            epoch=self.epoch,
+            rows=self.rows,
+        )
+        if checkpoint_minutes is not None:
+            trainer.add_callback(Checkpoints(checkpoint_minutes))
+        return trainer
+
+    def _measure(self) -> float:
+        from adaptation.training import held_out_loss
+
+        return held_out_loss(
+            self.model, self.held_out, self.held_out_lengths, self.measurer, self.rows, self.micro, self.bf16
+        )
+
+    def _last_checkpoint(self) -> Path | None:
+        # trainer_state.json is written last, so a checkpoint without it was cut short.
+        whole = [f.parent for f in self.work.glob("checkpoint-*/trainer_state.json") if f.stat().st_size]
+        return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def _write(self, result: AdaptResult, overwrite: bool) -> None:
+        from adaptation.loading import load_tokenizer, versions
+
+        losses = result.held_out_loss
+        with atomic_folder(self.out, overwrite) as folder:
+            self.model.save_pretrained(folder)
+            load_tokenizer(self.folder).save_pretrained(folder)
+            write_json(folder / RESULT_FILE, _record(self, result) | {"held_out_loss": losses, "versions": versions()})
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.say(f"held-out masked-LM loss after: {losses['after']:.4f}; model written to {self.out}")
+
+
+def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
+    text: TrainingText = run.text
+    return {
+        "model": run.name,
+        "texts": [asdict(source) for source in text.sources],
+        "counts": {
+            "train": result.texts, "held_out": len(text.held_out), "duplicates": text.duplicates,
+            "withheld": text.withheld, "pieces": result.pieces, "split_texts": result.split_texts,
+            "tokens": int(run.lengths.sum()),
+        },
+        "settings": asdict(run.settings) | {"max_tokens": run.max_tokens, "bf16": run.bf16},
+        "batch": {"processes": run.processes.num_processes, "micro": run.micro, "accumulation": run.accumulate},
+        "new_head": result.new_head,
+        "head_warmup_steps": run._warmup_steps(),
+        "steps": result.steps,
+        "tokens_seen": result.tokens_seen,
+        "seconds": round(result.seconds, 3),
+        "identity": run.identity,
+    }  # fmt: skip

@@ -1,0 +1,108 @@
+"""Tasks for finetuning: cards (``data/*.toml``: what is known of a data set) and labelled splits with label ids.
+
+The format of a card is described in ``data/README.md``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.errors import InputError, NearkinError
+from selection.files import TextFingerprint, fingerprint, join
+from selection.task import SPLITS, Task, read_task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+Metric = Literal["macro", "micro"]
+CARDS = "nearkin_cards"
+
+
+@cache
+def cards() -> dict[str, dict[str, Any]]:
+    """Every card by name, sorted; a card is its TOML file as a dict.
+
+    Raises:
+        NearkinError: a card that is not TOML, or without name or kind.
+    """
+    try:
+        folder = files(CARDS)
+    except ModuleNotFoundError:  # a source checkout, where the folder has another name
+        folder = Path(__file__).resolve().parent.parent / "data"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            try:
+                card = tomllib.loads(file.read_text(encoding="utf-8"))
+                found[str(card["name"])] = {**card, "kind": card["kind"]}
+            except (tomllib.TOMLDecodeError, KeyError) as error:
+                raise NearkinError(f"data card {file.name} cannot be read: {error}") from error
+    return found
+
+
+def metric_of(task: str) -> Metric:
+    """The F1 that task `task` is judged by: its card's, else ``macro``."""
+    card = cards().get(task, {})
+    return cast(Metric, card.get("metric", "macro")) if card.get("kind") == "task" else "macro"
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """A task ready for finetuning.
+
+    Attributes:
+        task: as read.
+        labels: class names, sorted; position = class id.
+        splits: ``train``, ``dev``, ``test``: tables with ``text`` (large_string) and ``label`` (int64, class id).
+    """
+
+    task: Task
+    labels: list[str]
+    splits: dict[str, pa.Table]
+
+    def identity(self) -> str:
+        """A fingerprint of every text and label of the task."""
+        parts = []
+        for split in SPLITS:
+            for column in ("text", "label"):
+                digest = TextFingerprint()
+                digest.update(self.splits[split][column].cast(pa.string()))
+                parts.append(digest.value())
+        return fingerprint(*self.labels, *parts)
+
+
+def load_labelled(path: Path | str) -> LabelledTask:
+    """Reads a task folder and numbers its labels, by the sorted names of the train split.
+
+    Raises:
+        InputError: a split is missing or has no labels; train has one class only; dev or test has a class that train
+            lacks.
+    """
+    task = read_task(path)
+    tables = {split: task.labelled(split) for split in SPLITS}
+    names = pc.unique(tables["train"]["label"]).sort()
+    if len(names) < 2:
+        raise InputError(
+            f"task {task.path}: train.jsonl has the one label {names[0].as_py()!r}, so nothing to tell apart"
+        )
+    splits = {}
+    for split, table in tables.items():
+        ids = pc.index_in(table["label"], value_set=names)
+        if ids.null_count:
+            unknown = pc.unique(table["label"].filter(pc.is_null(ids))).sort().to_pylist()
+            raise InputError(
+                f"task {task.path}: {split}.jsonl has the label{'s' * (len(unknown) > 1)} {join(map(repr, unknown))} "
+                "that train.jsonl lacks, so no classifier can learn it; mend the splits"
+            )
+        splits[split] = pa.table({"text": table["text"], "label": ids.cast(pa.int64())})
+    return LabelledTask(task, names.to_pylist(), splits)

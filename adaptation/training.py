@@ -1,0 +1,225 @@
+"""transformers' Trainer with what this package needs of it: steady batches, plain failures, quiet output.
+
+`SteadyTrainer` serves both kinds of training; `MaskedLMTrainer` adds the masked-LM loss. The loss is a mean over all
+masked tokens of an optimiser step, however the step is divided into micro-batches and processes. (The stock path
+takes the model's own mean of each micro-batch and adds those up undivided, since BERT's forward accepts loss
+arguments and then ignores them.) The head runs on the masked positions alone: 15 % of a vocabulary-wide product that
+costs as much as a small encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, LengthGroupedBatches, Masker, Pieces
+from selection.errors import NearkinError
+
+logger = logging.getLogger(__name__)
+
+ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
+WARMUP_SHARE = 0.06
+
+
+def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **others: Any) -> Any:
+    """TrainingArguments with the optimiser of Don't Stop Pretraining (appendix tables 13 and 14).
+
+    Args:
+        work: folder for checkpoints, removed by the caller.
+        steps: optimiser steps of the whole run; the warm-up is 6 % of them, the decay linear.
+        bf16: autocast to bfloat16.
+        seed: seeds dropout.
+        others: further arguments of TrainingArguments.
+    """
+    return TrainingArguments(
+        output_dir=str(work),
+        warmup_steps=int(np.ceil(WARMUP_SHARE * steps)),
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        bf16=bf16,
+        seed=seed,
+        report_to="none",
+        save_strategy="no",
+        save_total_limit=1,
+        logging_steps=max(steps // 50, 1),
+        logging_nan_inf_filter=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        include_num_input_tokens_seen="non_padding",
+        **ADAM,
+        **others,
+    )
+
+
+class EpochClock(TrainerCallback):  # type: ignore[misc]
+    """Tells sampler and collator which epoch begins, in a resumed run too."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        self._epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch.number = int(state.epoch or 0)
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint every `minutes`, whatever a step costs; processes follow the first one's clock."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds, self._last = minutes * 60, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = time.monotonic() - self._last >= self._seconds
+        if args.world_size > 1:
+            flag = torch.tensor([due], dtype=torch.int32, device=args.device)
+            torch.distributed.broadcast(flag, 0)
+            due = bool(flag.item())
+        if due and state.global_step < state.max_steps:
+            control.should_save, self._last = True, time.monotonic()
+
+
+class SteadyTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer over `Pieces` whose batches depend on (seed, epoch) alone, and that stops at a loss that is no number.
+
+    Args:
+        lengths: tokens of every training piece.
+        order_seed: draws the order of batches.
+        epoch: counter shared with the collator.
+        others: arguments of Trainer.
+    """
+
+    def __init__(self, *, lengths: np.ndarray[Any, Any], order_seed: int, epoch: Epoch, **others: Any) -> None:
+        super().__init__(**others)
+        self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
+        self.add_callback(EpochClock(epoch))
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedBatches:
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedBatches(self._lengths, step, self._order_seed, self._epoch_counter)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise NearkinError(
+                f"the training loss is not a number at step {self.state.global_step + 1}: "
+                "lower --lr, or train without --bf16; nothing was written"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logger.info("step %d of %d: loss %.4f", self.state.global_step, self.state.max_steps, logs["loss"])
+
+
+class MaskedRows:
+    """Lets the head of a masked LM see masked positions alone, where the head is one module (BERT, RoBERTa, ...)."""
+
+    def __init__(self, model: Any) -> None:
+        self._chosen: torch.Tensor | None = None
+        heads = [module for name, module in model.named_children() if name != model.base_model_prefix]
+        if len(heads) == 1:
+            heads[0].register_forward_pre_hook(self._pick)
+
+    @contextmanager
+    def of(self, labels: torch.Tensor) -> Iterator[None]:
+        """Within, a forward over a batch with these labels gives logits [masked, vocabulary]."""
+        self._chosen = labels != IGNORED
+        try:
+            yield
+        finally:
+            self._chosen = None
+
+    def _pick(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._chosen is None or args[0].shape[:2] != self._chosen.shape:
+            return None
+        return (args[0][self._chosen], *args[1:])
+
+
+def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats summed over masked tokens; `logits` [masked, vocabulary] or [rows, tokens, vocabulary]."""
+    chosen = labels != IGNORED
+    logits = logits[chosen] if logits.dim() == 3 else logits
+    return cross_entropy(logits.float(), labels[chosen], reduction="sum")
+
+
+class MaskedLMTrainer(SteadyTrainer):
+    """`SteadyTrainer` with the masked-LM loss of this module."""
+
+    def __init__(self, *, rows: MaskedRows, **others: Any) -> None:
+        super().__init__(compute_loss_func=self._mean_over_step, **others)
+        self._rows = rows
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        # DataParallel hands each replica a part of the batch, so positions of the whole batch would not fit.
+        with self._rows.of(inputs["labels"]) if self.args.n_gpu <= 1 else nullcontext():
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @staticmethod
+    def _mean_over_step(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+        return masked_loss(outputs.logits, labels) / max(int(count), 1)
+
+
+def held_out_loss(
+    model: Any, pieces: Pieces, lengths: np.ndarray[Any, Any], masker: Masker, rows: MaskedRows, batch: int, bf16: bool
+) -> float:
+    """Mean masked-LM loss in nats over held-out pieces, with masks fixed by the masker's seed.
+
+    The masks are the same at every call, so a loss before training and one after differ by the model alone.
+
+    Args:
+        model: a masked LM, put back into the mode it came in.
+        pieces: held-out pieces.
+        lengths: their tokens, int64 [pieces].
+        masker: its epoch is set to one that training never has.
+        rows: the model's.
+        batch: pieces a forward pass takes.
+        bf16: autocast to bfloat16.
+
+    Raises:
+        NearkinError: the loss is not a number.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    masker.epoch.number = HELD_OUT_EPOCH
+    order = np.argsort(-lengths, kind="stable").tolist()
+    total, count = 0.0, 0
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for at in range(0, len(order), batch):
+            inputs = {k: v.to(device) for k, v in masker(pieces.__getitems__(order[at : at + batch])).items()}
+            labels = inputs.pop("labels")
+            with rows.of(labels):
+                total += masked_loss(model(**inputs).logits, labels).double().item()
+            count += int((labels != IGNORED).sum())
+    model.train(was_training)
+    if not np.isfinite(total):
+        raise NearkinError("the held-out masked-LM loss is not a number: lower --lr; nothing was written")
+    if count == 0:
+        raise NearkinError("no token of the held-out text was masked: hold out more text")
+    return total / count
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Within, CUDA uses algorithms that give the same bits each time, where it has them; a CPU does so by itself."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)

@@ -1,0 +1,91 @@
+"""The command line: mounts the commands of the three floors, and turns every failure into one plain sentence."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from selection.errors import NearkinError, explain_os_error
+
+EPILOG = """\
+a first session:
+  nearkin build store --corpus papers=papers.parquet
+  nearkin query store tasks/my-task -k 5 --limit 3
+  nearkin select store tasks/my-task --method knn -k 50 --out knn50
+  nearkin adapt --model roberta-base --text tasks/my-task knn50 --out adapted
+  nearkin finetune --model adapted --task tasks/my-task --out result
+
+`nearkin demo` shows all of it on data that every machine has.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from adaptation.commands import register as register_adaptation
+    from benchmarks.commands import register as register_benchmarks
+    from selection.commands import register as register_selection
+
+    root = argparse.ArgumentParser(
+        prog="nearkin",
+        description="Finds, in a domain corpus, the text that will help a task most, and adapts a masked LM on it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"nearkin {_version()}")
+    root.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' own messages")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    for register in (register_selection, register_adaptation, register_benchmarks):
+        register(commands)
+    return root
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nearkin")
+    except PackageNotFoundError:
+        return "(source tree)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 (done) or 1 (failed, said on stderr); wrong usage exits with 2."""
+    args = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="nearkin: %(message)s")
+    if not args.debug:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        logging.getLogger("httpx").setLevel(logging.ERROR)
+    try:
+        return int(args.run(args))
+    except NearkinError as error:
+        if args.debug:
+            raise
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on where it was")
+    except OSError as error:
+        if args.debug:
+            raise
+        return _fail(str(explain_os_error(error, f"using {error.filename}" if error.filename else "working")))
+    except MemoryError:
+        return _fail("out of memory: use a machine with more, or a smaller corpus")
+    except Exception as error:
+        if args.debug:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        return _fail(f"internal error ({type(error).__name__}: {reason}); run it with --debug for the traceback")
+
+
+def _fail(sentence: str) -> int:
+    print(f"nearkin: {sentence}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Build: ingest corpora, embed them, index the embeddings; says first what it will cost, and resumes when killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from selection.embedding import EmbeddingPlan, embed, plan_embedding
+from selection.encoders import Encoder, load_encoder
+from selection.errors import InputError, NearkinError, StoreError
+from selection.files import human_bytes, human_seconds
+from selection.index import load_faiss
+from selection.index.build import build_index
+from selection.index.plan import IndexPlan, plan_index
+from selection.ingest import CorpusSpec, ingest
+from selection.models import DEFAULT_ENCODER
+from selection.querying import open_encoder
+from selection.store import CorpusEntry, Store
+
+log = logging.getLogger(__name__)
+
+TRIAL_PASSAGES = 96
+TRIAL_FROM = 1000
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do, and what it is expected to take.
+
+    Attributes:
+        corpora: what was ingested.
+        encoder: its folder name.
+        embedding: what is to be embedded, and what is there already.
+        index: which index.
+        disk_bytes: new bytes on disk.
+        seconds: predicted for the embedding, from a trial on passages of the corpus; None where it is too short to try.
+    """
+
+    corpora: list[CorpusEntry]
+    encoder: str
+    dim: int
+    embedding: EmbeddingPlan
+    index: IndexPlan
+    disk_bytes: int
+    seconds: float | None
+
+    def lines(self) -> list[str]:
+        """The plan for a person."""
+        rows = []
+        for corpus in self.corpora:
+            left = [
+                f"{n} {what}" for n, what in ((corpus.blank, "blank"), (corpus.filtered, "left out by --where")) if n
+            ]
+            rows.append(
+                f"corpus  {corpus.name}: {corpus.passages:,} passages, {human_bytes(corpus.text_bytes)} of text, "
+                f"{len(corpus.shards)} shards" + (f" ({', '.join(left)})" if left else "")
+            )
+        total = self.embedding.passages + self.embedding.reused
+        todo = f"{self.embedding.passages:,} of {total:,} passages to embed"
+        took = "" if self.seconds is None else f", about {human_seconds(self.seconds)}"
+        rows.append(f"encode  {self.encoder}, {self.dim} dimensions, float16: {todo}{took}")
+        rows.append(f"index   {self.index.kind} ({self.index.why}), {human_bytes(self.index.bytes)}")
+        rows.append(
+            f"disk    {human_bytes(self.disk_bytes)} more; memory for the index {human_bytes(self.index.bytes)}"
+        )
+        return rows
+
+
+@dataclass
+class BuildResult:
+    """What a build did; `seconds` by stage (``ingest``, ``embed``, ``index``)."""
+
+    plan: BuildPlan
+    done: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build(
+    store: Path | str,
+    corpora: Sequence[CorpusSpec] = (),
+    *,
+    encoder: str | None = None,
+    precision: str | None = None,
+    index: str = "auto",
+    device: str | None = None,
+    dry_run: bool = False,
+    report: Callable[[str], None] = log.info,
+) -> BuildResult:
+    """Brings a store up to date: new or changed corpora are ingested, missing embeddings made, the index rebuilt.
+
+    Args:
+        store: the folder; made where it does not exist.
+        corpora: added, or replaced where the name is known; none continues or repairs what the store has.
+        encoder: default the store's own, else all-MiniLM-L6-v2.
+        precision: ``exact`` or ``bf16``; default the store's own, else exact.
+        index: ``auto``, ``flat`` or ``ivf``.
+        dry_run: stop after the plan (the corpora are scanned; nothing is embedded).
+        report: takes the plan's lines.
+
+    Raises:
+        NearkinError: anything the user can put right; whole shards made so far are kept.
+    """
+    load_faiss()
+    if len({c.name for c in corpora}) < len(corpora):
+        raise InputError("two corpora have the same name: give each --corpus a name of its own")
+    existed = Path(store).exists()
+    opened = Store(store, create=True)
+    seconds = {}
+    finished = False
+    try:
+        with opened.lock():
+            start = time.perf_counter()
+            _ingest_all(opened, corpora)
+            if not opened.manifest.corpora:
+                raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
+            seconds["ingest"] = time.perf_counter() - start
+            model = _encoder(opened, encoder, precision, device)
+            plan = plan_build(opened, model, index)
+            for line in plan.lines():
+                report(line)
+            finished = True
+            if dry_run:
+                return BuildResult(plan, False, seconds)
+            _require_space(opened, plan)
+            for stage, work in (
+                ("embed", lambda: embed(opened, model)),
+                ("index", lambda: _index(opened, model, plan)),
+            ):
+                start = time.perf_counter()
+                work()
+                seconds[stage] = time.perf_counter() - start
+        return BuildResult(plan, True, seconds)
+    finally:
+        if not finished and not existed:
+            _forget(Path(store))
+
+
+def _forget(path: Path) -> None:
+    """Removes a store that failed before it held anything."""
+    if path.is_dir() and not (path / "manifest.json").exists():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path)
+
+
+def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
+    entries = {c.name: c for c in store.manifest.corpora}
+    for spec in corpora:
+        entries[spec.name] = ingest(store, spec)
+    named = {spec.name for spec in corpora}
+    for name, entry in list(entries.items()):
+        if name not in named:
+            entries[name] = _refreshed(store, entry)
+    store.manifest.corpora = list(entries.values())
+    if corpora:
+        store.save()
+
+
+def _refreshed(store: Store, entry: CorpusEntry) -> CorpusEntry:
+    """A corpus not named this time: kept where its files are whole, read again where they changed."""
+    if all(store.is_whole(f) for f in entry.in_use):
+        return entry
+    spec = {key: value for key, value in entry.spec.items() if key != "column"}
+    return ingest(store, CorpusSpec(entry.name, **spec))
+
+
+def _encoder(store: Store, encoder: str | None, precision: str | None, device: str | None) -> Encoder:
+    known = store.manifest.encoders
+    if encoder is None and known:
+        entry = known[open_encoder(store, None)]
+        return load_encoder(entry.model, precision or entry.precision, device)
+    return load_encoder(encoder or DEFAULT_ENCODER, precision or "exact", device)
+
+
+def plan_build(store: Store, encoder: Encoder, index: str) -> BuildPlan:
+    """The plan for what the manifest's corpora need; tries the encoder on some passages where much is to be done."""
+    embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
+    rows = embedding.passages + embedding.reused
+    chosen = plan_index(rows, encoder.dim, index)
+    disk = embedding.passages * encoder.dim * 2 + chosen.bytes
+    seconds = _trial(store, encoder, embedding) if embedding.passages >= TRIAL_FROM else None
+    return BuildPlan(store.manifest.corpora, encoder.slug, encoder.dim, embedding, chosen, disk, seconds)
+
+
+def _trial(store: Store, encoder: Encoder, embedding: EmbeddingPlan) -> float:
+    """Predicted seconds to embed what is to be done: passages from all over it are timed, after a warm-up."""
+    corpus = store.corpus
+    rng = np.random.default_rng(0)
+    shards = rng.choice(embedding.todo, TRIAL_PASSAGES)
+    rows = np.array([corpus.shards[s][2].rows for s in shards])
+    ids = corpus.offsets[shards] + (rng.random(TRIAL_PASSAGES) * rows).astype(np.int64)
+    weights = rows / rows.mean()
+    texts = corpus.take(ids[np.argsort(-weights, kind="stable")], ["text"])["text"]
+    encoder.encode(texts.slice(0, 8))
+    start = time.perf_counter()
+    encoder.encode(texts)
+    return (time.perf_counter() - start) / TRIAL_PASSAGES * embedding.passages
+
+
+def _require_space(store: Store, plan: BuildPlan) -> None:
+    free = shutil.disk_usage(store.path).free
+    if plan.disk_bytes > free:
+        raise NearkinError(
+            f"{store.path}: the build needs {human_bytes(plan.disk_bytes)} and the disk has {human_bytes(free)} free: "
+            "free some or choose another disk"
+        )
+
+
+def _index(store: Store, encoder: Encoder, plan: BuildPlan) -> None:
+    build_index(store, encoder.slug, plan.index)
+
+
+def index(
+    store: Path | str, kind: str = "auto", *, encoder: str | None = None, report: Callable[[str], None] = log.info
+) -> IndexPlan:
+    """(Re)builds the index alone, from the embeddings.
+
+    Raises:
+        NearkinError: no store, embeddings incomplete or damaged, unknown kind.
+    """
+    load_faiss()
+    opened = Store(store)
+    with opened.lock():
+        slug = open_encoder(opened, encoder)
+        entry = opened.manifest.encoders[slug]
+        plan = plan_index(len(opened.corpus), entry.dim, kind)
+        report(f"index   {plan.kind} ({plan.why}), {human_bytes(plan.bytes)}")
+        built = build_index(opened, slug, plan)
+        if built.kind == "ivf":
+            report(
+                f"        {built.settings['nlist']} lists, {built.settings['nprobe']} of them visited: "
+                f"recall@10 {built.settings['recall_at_10']:.3f} against exact search"
+            )
+    return plan
+
+
+def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
+    """Reads every file of a store again.
+
+    Yields:
+        (file, None) where it is whole, (file, what is wrong and the command that repairs it) where not.
+
+    Raises:
+        StoreError: no store, or its manifest is damaged.
+    """
+    opened = Store(store)
+    rebuild = f"`nearkin build {store}`"
+    for corpus in opened.manifest.corpora:
+        for file in corpus.in_use:
+            again = f"{rebuild} --corpus {corpus.name}={corpus.spec['location']}"
+            yield (
+                file.path,
+                None if opened.is_whole(file, reread=True) else f"changed or missing: {again} reads it again",
+            )
+    wanted = {shard.text for _, _, shard in opened.corpus.shards}
+    for slug, entry in opened.manifest.encoders.items():
+        for file in entry.shards.values():
+            good = opened.is_whole(file, reread=True)
+            yield file.path, None if good else f"damaged or missing: {rebuild} --encoder {entry.model} embeds it again"
+        if missing := len(wanted - set(entry.shards)):
+            yield f"embeddings/{slug}", f"{missing} shards not embedded yet: {rebuild} --encoder {entry.model} goes on"
+    for index_entry in opened.manifest.indexes.values():
+        good = opened.is_whole(index_entry.file, reread=True)
+        remedy = f"damaged or missing: `nearkin index {store} --kind {index_entry.kind}` makes it again"
+        yield index_entry.file.path, None if good else remedy
+    opened.save_checked()

@@ -1,0 +1,286 @@
+"""The selection floor's commands: build, index, query, select, verify, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selection.querying import Answer
+
+KINDS = ("auto", "flat", "ivf")
+PRECISIONS = ("exact", "bf16")
+METHODS = ("knn", "random")
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds this floor's commands."""
+    _register_build(commands)
+    _register_index(commands)
+    _register_query(commands)
+    _register_select(commands)
+    verify = add_command(commands, "verify", run_verify, "is the store whole; which command repairs what is not")
+    verify.add_argument("store", metavar="STORE")
+    add_command(commands, "doctor", run_doctor, "is this machine ready: versions, devices, what is missing")
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Any, summary: str, example: str = ""
+) -> argparse.ArgumentParser:
+    """A subcommand with its one-line summary and, under ``--help``, its examples."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{textwrap.indent(textwrap.dedent(example).strip(), '  ')}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "build",
+        run_build,
+        "ingest, embed and index domain corpora; run it again to resume, extend or repair",
+        """
+        nearkin build store --corpus papers=papers.parquet
+        nearkin build store --corpus papers='papers/*.jsonl.zst' --corpus reviews=reviews.csv --text-column body
+        nearkin build store --corpus papers=papers.parquet --where "source = 'papers' and length(text) > 200" --dry-run
+        nearkin build store --corpus wiki=hf://owner/dataset:train --chunk 128
+        nearkin build store                    # goes on with what an earlier build left undone
+        """,
+    )
+    parser.add_argument("store", metavar="STORE", help="the store's folder; made where it does not exist")
+    parser.add_argument(
+        "--corpus",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help=".txt (one passage a line), .csv, .tsv, .jsonl (each also .gz, .zst), .parquet, .arrow; a folder or glob "
+        "of those; or hf://owner/dataset[:split]. Parquet and Arrow are read where they lie. Repeat for more corpora",
+    )
+    parser.add_argument("--text-column", metavar="COLUMN", default="text", help="where the text is (default: text)")
+    parser.add_argument("--where", metavar="SQL", help="keep only rows that satisfy this DuckDB condition")
+    parser.add_argument(
+        "--chunk", metavar="N", type=positive, help="split passages longer than N tokens at sentence boundaries"
+    )
+    parser.add_argument(
+        "--encoder", metavar="E", help=f"a sentence-transformers model (default: the store's, else {DEFAULT_NAME})"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="exact: float32; bf16: faster where the CPU or GPU has it"
+    )
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    parser.add_argument(
+        "--index", choices=KINDS, default="auto", help="flat is exact; ivf visits a part (default: auto)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+DEFAULT_NAME = "all-MiniLM-L6-v2"
+
+
+def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands, "index", run_index, "(re)build the index alone, from the embeddings", "nearkin index store --kind ivf"
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--kind", choices=KINDS, default="auto")
+    parser.add_argument("--encoder", metavar="E", help="which of the store's encoders")
+
+
+def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "query",
+        run_query,
+        "each task example with its nearest passages",
+        """
+        nearkin query store tasks/chemprot -k 5 --limit 3
+        nearkin query store tasks/chemprot -k 50 --json > neighbours.jsonl
+        """,
+    )
+    _task_arguments(parser)
+    parser.add_argument("-k", type=positive, default=5, help="neighbours an example (default: 5)")
+    parser.add_argument("--limit", metavar="N", type=positive, help="only the first N examples")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+
+
+def _task_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("task", metavar="TASK", help="a folder of train, dev, test .jsonl, or one .jsonl; field text")
+    parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
+    parser.add_argument("--index", choices=KINDS[1:], help="which of its indexes, where it has both (default: flat)")
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+
+
+def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "select",
+        run_select,
+        "an augmentation set for a task",
+        """
+        nearkin select store tasks/chemprot --method knn -k 50 --out knn50
+        nearkin select store tasks/chemprot --method random --tokens 1000000 --seed 1 --out random1m
+        nearkin select store tasks/chemprot --method knn --docs 5000 --exclude other-test.jsonl --out knn5k
+        """,
+    )
+    _task_arguments(parser)
+    parser.add_argument("--method", choices=METHODS, default="knn", help="how to choose (default: knn)")
+    parser.add_argument("-k", type=positive, help="passages a task example, before duplicates go")
+    parser.add_argument("--docs", metavar="N", type=positive, help="passages in all")
+    parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")
+    parser.add_argument("--exclude", metavar="FILE", nargs="+", default=[], help="texts that must not be selected")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", metavar="DIR", required=True, help="gets augmentation.parquet and manifest.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from selection.building import build
+    from selection.files import human_seconds
+    from selection.ingest import CorpusSpec, parse_corpus
+
+    named = [parse_corpus(argument) for argument in args.corpus]
+    model = args.encoder if args.chunk else None
+    corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk, model) for n, path in named]
+    result = build(
+        args.store,
+        corpora,
+        encoder=args.encoder,
+        precision=args.precision,
+        index=args.index,
+        device=args.device,
+        dry_run=args.dry_run,
+        report=lambda line: print(line, flush=True),
+    )
+    if not result.done:
+        print("dry run: nothing was embedded or indexed")
+        return 0
+    stages = ", ".join(f"{stage} {human_seconds(taken)}" for stage, taken in result.seconds.items())
+    done = result.plan.embedding.passages
+    speed = f", {done / result.seconds['embed']:.0f} passages/s" if done else ""
+    if done and result.plan.seconds is not None:
+        speed += f" (predicted {human_seconds(result.plan.seconds)}, took {human_seconds(result.seconds['embed'])})"
+    print(f"done    {args.store}: {done:,} passages embedded, {result.plan.embedding.reused:,} kept; {stages}{speed}")
+    return 0
+
+
+def run_index(args: argparse.Namespace) -> int:
+    from selection.building import index
+
+    index(args.store, args.kind, encoder=args.encoder, report=lambda line: print(line, flush=True))
+    return 0
+
+
+def run_query(args: argparse.Namespace) -> int:
+    from selection.querying import query
+
+    answer = query(
+        args.store, args.task, args.k, encoder=args.encoder, index=args.index, device=args.device, limit=args.limit
+    )
+    (print_json if args.json else print_answer)(answer)
+    searched = f"{len(answer.task.train_texts):,} examples over {len(answer.corpus):,} passages"
+    print(
+        f"searched {searched}: encoding {answer.encode_seconds:.2f} s, search {answer.search_seconds:.2f} s",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def print_answer(answer: Answer) -> None:
+    """Examples and neighbours for a person, one line each, cut to the line."""
+    texts = answer.task.train_texts
+    for rows in answer.rows():
+        last = None
+        for row in rows.to_pylist():
+            if row["query_id"] != last:
+                last = row["query_id"]
+                print(f"\n[{last}] {_line(texts[last].as_py(), 150)}")
+            print(
+                f"  {row['rank']:>3}  {row['score']:.3f}  {row['source']:<10} {row['id']:<24} {_line(row['text'], 100)}"
+            )
+
+
+def print_json(answer: Answer) -> None:
+    """One object a line: query_id, text, neighbours (rank, doc_id, id, source, score, text)."""
+    texts = answer.task.train_texts
+    fields = ("rank", "doc_id", "id", "source", "score", "text")
+    for rows in answer.rows():
+        current: dict[str, Any] = {}
+        for row in rows.to_pylist():
+            if current.get("query_id") != row["query_id"]:
+                if current:
+                    print(json.dumps(current, ensure_ascii=False))
+                current = {"query_id": row["query_id"], "text": texts[row["query_id"]].as_py(), "neighbours": []}
+            current["neighbours"].append({name: row[name] for name in fields})
+        print(json.dumps(current, ensure_ascii=False))
+
+
+def _line(text: str, width: int) -> str:
+    text = " ".join(text[: 2 * width].split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def run_select(args: argparse.Namespace) -> int:
+    from selection.augmentation import Budget, select
+    from selection.files import human_seconds
+
+    limits = (args.k, args.docs, args.tokens)
+    result = select(
+        args.store,
+        args.task,
+        args.out,
+        args.method,
+        None if limits == (None, None, None) else Budget(*limits),
+        exclude=args.exclude,
+        encoder=args.encoder,
+        index=args.index,
+        seed=args.seed,
+        device=args.device,
+        overwrite=args.overwrite,
+    )
+    leaks = ", ".join(f"{count:,} {reason}" for reason, count in result.removed.leaks.items())
+    print(f"{args.out}: {result.table.num_rows:,} passages, {result.tokens:,} tokens, {human_seconds(result.seconds)}")
+    print("share   " + ", ".join(f"{source} {share:.1%}" for source, share in result.shares.items()))
+    print(f"removed {result.removed.duplicates:,} duplicates; texts of the task or excluded: {leaks or 'none'}")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from selection.building import verify
+
+    files = bad = 0
+    for name, problem in verify(args.store):
+        files += 1
+        if problem:
+            bad += 1
+            print(f"{name}: {problem}")
+    print(f"{args.store}: {files} files read again, {bad} to repair")
+    return 1 if bad else 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from selection.doctor import doctor
+
+    ready = True
+    for what, finding, good in doctor():
+        print(f"{'  ' if good else '! '}{what:<22} {finding}")
+        ready &= good
+    print("ready" if ready else "not ready: see the lines marked !")
+    return 0 if ready else 1

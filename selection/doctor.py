@@ -1,0 +1,98 @@
+"""Doctor: is this machine ready; what is installed, what is missing, what it would be missing for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from selection.errors import NearkinError
+from selection.files import human_bytes
+from selection.index.plan import memory_of_machine
+from selection.models import DEFAULT_ENCODER, resolve_model
+
+PACKAGES = (
+    "nearkin", "torch", "transformers", "sentence-transformers", "tokenizers", "accelerate", "datasets", "pyarrow",
+    "duckdb", "numpy", "scikit-learn", "semantic-text-splitter", "safetensors",
+)  # fmt: skip
+
+
+def doctor() -> Iterator[tuple[str, str, bool]]:
+    """Yields (what, finding, whether it is as it should be)."""
+    yield "python", f"{platform.python_version()} at {sys.executable}", sys.version_info >= (3, 10)
+    yield "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs", True
+    yield "memory", human_bytes(memory_of_machine()), True
+    for package in PACKAGES:
+        found = _version(package)
+        yield package, found or f"missing: `pip install {package}`", found is not None
+    yield from _faiss()
+    yield from _torch()
+    yield from _caches()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _faiss() -> Iterator[tuple[str, str, bool]]:
+    if importlib.util.find_spec("faiss") is None:
+        yield "faiss", "missing: `pip install 'nearkin[cpu]'`, or 'nearkin[gpu]' on a CUDA machine", False
+        return
+    import faiss
+
+    build = faiss.get_compile_options().strip()
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    yield "faiss", f"{faiss.__version__} ({build}), {faiss.omp_get_max_threads()} threads, {gpus} GPUs", True
+
+
+def _torch() -> Iterator[tuple[str, str, bool]]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("Apple GPU (mps)")
+    yield "devices", ", ".join(devices) or "CPU only", True
+    yield (
+        "threads",
+        f"{torch.get_num_threads()} for torch, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
+        True,
+    )
+    yield "cpu", torch.backends.cpu.get_cpu_capability(), True
+
+
+def _caches() -> Iterator[tuple[str, str, bool]]:
+    from huggingface_hub import constants
+
+    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    cache = Path(constants.HF_HUB_CACHE)
+    yield "hub cache", f"{cache}{'' if cache.exists() else ', empty'}{offline}", True
+    try:
+        yield "encoder", f"{DEFAULT_ENCODER} at {_local_encoder()}", True
+    except NearkinError as error:
+        yield "encoder", str(error), False
+    data = os.environ.get("NEARKIN_DATA")
+    yield (
+        "NEARKIN_DATA",
+        data or "unset (only the tests and benchmarks on real data need it)",
+        not data or Path(data).is_dir(),
+    )
+
+
+def _local_encoder() -> Path:
+    """The default encoder's folder, without asking the hub."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return resolve_model(DEFAULT_ENCODER)
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,202 @@
+"""Streams a corpus through an encoder into embedding shards.
+
+One Arrow IPC file a corpus shard: ``FixedSizeList<float16>[dim]``, unit norm, memory-mapped when read, with the
+fingerprints of its text and its encoder in the schema. A shard is embedded only where no whole file of the same text
+and encoder exists, so a killed build goes on where it stopped. Batches never cross shards, which is why the resumed
+build's bytes are those of an undisturbed one.
+
+Memory above the encoder's own: one shard of text (`SHARD_ROWS` passages or `SHARD_BYTES`, whichever is less) as Arrow
+and, a window at a time, as Python strings, and one shard of vectors.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from selection.encoders import Encoder
+from selection.errors import StoreError
+from selection.files import atomic_write, fingerprint
+from selection.store import EncoderEntry, FileEntry, Store
+
+log = logging.getLogger(__name__)
+
+WINDOW = 2048
+SAVE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """What is still to do.
+
+    Attributes:
+        todo: positions of the corpus shards to embed.
+        passages, text_bytes: what those hold.
+        reused: passages whose embeddings are there already.
+        stale: embedding files of texts that are no longer in the corpus, or of another version of the encoder.
+    """
+
+    todo: list[int]
+    passages: int
+    text_bytes: int
+    reused: int
+    stale: int
+
+
+def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> EmbeddingPlan:
+    """Compares the corpus with the embeddings that exist; damaged files count as missing."""
+    shards = [s for _, _, s in store.corpus.shards]
+    entry = store.manifest.encoders.get(slug)
+    have = entry.shards if entry and entry.fingerprint == encoder_fingerprint else {}
+    whole = {text for text in dict.fromkeys(s.text for s in shards) if text in have and store.is_whole(have[text])}
+    todo, seen = [], set(whole)
+    for position, shard in enumerate(shards):
+        if shard.text not in seen:
+            todo.append(position)
+            seen.add(shard.text)
+    rows = sum(shards[i].rows for i in todo)
+    stale = len(entry.shards) - len(whole) if entry else 0
+    size = sum(shards[i].text_bytes for i in todo)
+    return EmbeddingPlan(todo, rows, size, sum(s.rows for s in shards) - rows, stale)
+
+
+def embed(store: Store, encoder: Encoder) -> EmbeddingPlan:
+    """Brings the store's embeddings by `encoder` up to date; the store must be locked. Returns what was done."""
+    plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
+    entry = _usable_entry(store, encoder)
+    corpus, folder = store.corpus, store.path / "embeddings" / encoder.slug
+    numbers = _free_numbers(entry)
+    saved = time.monotonic()
+    with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
+        for position in plan.todo:
+            shard = corpus.shards[position][2]
+            path = folder / f"part-{next(numbers):05d}.arrow"
+            vectors = _encode_shard(corpus.texts(position), encoder, bar)
+            with atomic_write(path) as aside:
+                _write_vectors(aside, vectors, shard.text, encoder.fingerprint)
+            entry.shards[shard.text] = store.entry(path, shard.rows)
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                store.save()
+                saved = time.monotonic()
+    store.save()
+    _remove_unlisted(store, folder, entry)
+    return plan
+
+
+def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
+    """The encoder's manifest entry, without embeddings of texts or of a version that are gone."""
+    entry = store.manifest.encoders.get(encoder.slug)
+    if entry is None or entry.fingerprint != encoder.fingerprint:
+        if entry is not None:
+            log.warning("encoder %s has changed: all of its embeddings are made anew", encoder.slug)
+        entry = EncoderEntry(encoder.model, encoder.precision, encoder.fingerprint, encoder.dim)
+    current = {shard.text for _, _, shard in store.corpus.shards}
+    entry.shards = {t: f for t, f in entry.shards.items() if t in current and store.is_whole(f)}
+    entry.model = encoder.model
+    store.manifest.encoders[encoder.slug] = entry
+    return entry
+
+
+def _free_numbers(entry: EncoderEntry) -> Iterator[int]:
+    used = {int(Path(f.path).stem.removeprefix("part-")) for f in entry.shards.values()}
+    number = 0
+    while True:
+        if number not in used:
+            yield number
+        number += 1
+
+
+def _encode_shard(texts: pa.ChunkedArray, encoder: Encoder, bar: tqdm[None]) -> npt.NDArray[np.float16]:
+    """Vectors float16 [rows, dim]. Windows keep the bar moving; within each the encoder sorts by length."""
+    vectors = np.empty((len(texts), encoder.dim), dtype=np.float16)
+    for start in range(0, len(texts), WINDOW):
+        window = texts.slice(start, WINDOW)
+        vectors[start : start + len(window)] = encoder.encode(window)
+        bar.update(len(window))
+    return vectors
+
+
+def _write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
+    rows, dim = vectors.shape
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+    schema = pa.schema(
+        [pa.field("embedding", column.type, nullable=False)], metadata={"text": text, "encoder": encoder}
+    )
+    with pa.ipc.new_file(str(path), schema) as writer:
+        writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def _remove_unlisted(store: Store, folder: Path, entry: EncoderEntry) -> None:
+    listed = {store.path / f.path for f in entry.shards.values()}
+    for path in folder.glob("part-*.arrow"):
+        if path not in listed:
+            path.unlink()
+
+
+class Embeddings:
+    """An encoder's vectors of the whole corpus, shard by shard, memory-mapped.
+
+    Args:
+        store: the store.
+        slug: the encoder's folder name.
+
+    Raises:
+        StoreError: that encoder wrote nothing here, or not all of what the corpus now holds.
+    """
+
+    def __init__(self, store: Store, slug: str) -> None:
+        entry = store.manifest.encoders.get(slug)
+        if entry is None:
+            have = ", ".join(store.manifest.encoders) or "none"
+            raise StoreError(
+                f"{store.path} has no embeddings by {slug} (it has: {have}): run `nearkin build {store.path} --encoder {slug}`"
+            )
+        self._store, self._entry = store, entry
+        shards = [shard for _, _, shard in store.corpus.shards]
+        if missing := sum(s.text not in entry.shards for s in shards):
+            raise StoreError(
+                f"{store.path}: {missing} of {len(shards)} shards are not embedded by {slug}: "
+                f"run `nearkin build {store.path}` to finish"
+            )
+        self._files: list[FileEntry] = [entry.shards[s.text] for s in shards]
+        self._texts = [s.text for s in shards]
+        self.dim, self.rows = entry.dim, sum(f.rows for f in self._files)
+        self.fingerprint = fingerprint(entry.fingerprint, *self._texts)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
+        """float16 [rows of a shard, dim], in doc_id order.
+
+        Raises:
+            StoreError: a file is missing or damaged, or was made from another text or encoder.
+        """
+        remedy = f"run `nearkin build {self._store.path}` to make it again"
+        for file, text in zip(self._files, self._texts, strict=True):
+            path = self._store.check(file, remedy)
+            yield read_vectors(path, text, self._entry.fingerprint, self.dim, remedy)
+
+
+def read_vectors(path: Path, text: str, encoder: str, dim: int, remedy: str) -> npt.NDArray[np.float16]:
+    """One embedding file as a memory-mapped float16 [rows, dim], if it is of this text and encoder.
+
+    Raises:
+        StoreError: it is not.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"{path} is damaged: {remedy}") from error
+    if batch.schema.metadata != {b"text": text.encode(), b"encoder": encoder.encode()}:
+        raise StoreError(f"{path} was made from another text or encoder: {remedy}")
+    values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
+    return np.asarray(values).reshape(-1, dim)

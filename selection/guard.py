@@ -1,0 +1,84 @@
+"""What may not enter pretraining: the task's own texts and whatever the user excludes, and a second copy of anything.
+
+Two texts are the same when they agree after NFKC, lower-casing, and reading every run of characters that are not
+letters, marks or digits as one space: a test sentence is caught whatever its entity markers or spacing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.reading import read_table, text_column
+from selection.task import Task
+
+NOT_WORD = r"[^\pL\pM\pN]+"
+
+
+def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The form in which texts are compared; a text without any letter or digit is compared as it is, trimmed."""
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+    folded = pc.utf8_lower(pc.utf8_normalize(texts.cast(pa.large_string()), "NFKC"))
+    words = pc.utf8_trim(pc.replace_substring_regex(folded, NOT_WORD, " "), " ")
+    return pc.if_else(pc.equal(words, ""), pc.utf8_trim_whitespace(folded), words)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Texts that may not be selected.
+
+    Attributes:
+        forbidden: by reason (``train``, ``dev``, ``test``, ``excluded``), normalised and distinct.
+    """
+
+    forbidden: dict[str, pa.Array]
+
+    @classmethod
+    def of(cls, task: Task, exclude: Sequence[Path] = ()) -> Guard:
+        """Forbids every text of the task's splits and of the files in `exclude` (any readable format)."""
+        forbidden = {split: pc.unique(normalise(table["text"])) for split, table in task.splits.items()}
+        outside = [normalise(text_column(read_table(path), "text", path)) for path in exclude]
+        if outside:
+            forbidden["excluded"] = pc.unique(pa.chunked_array(outside)).drop_null()
+        return cls(forbidden)
+
+    def reasons(self, normalised: pa.Array) -> dict[str, npt.NDArray[np.bool_]]:
+        """For each reason, which of `normalised` (bool [n]) it forbids; test before dev before train, each text once."""
+        taken = np.zeros(len(normalised), dtype=bool)
+        found = {}
+        for reason in sorted(self.forbidden, key=_PRIORITY.index):
+            hit = pc.is_in(normalised, value_set=self.forbidden[reason]).to_numpy(zero_copy_only=False) & ~taken
+            taken |= hit
+            found[reason] = hit
+        return found
+
+
+_PRIORITY = ["test", "dev", "train", "excluded"]
+
+
+class Duplicates:
+    """Remembers what has been let through, so that a second copy is not."""
+
+    def __init__(self) -> None:
+        self._seen = pa.array([], pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def repeated(self, normalised: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which of `normalised` (bool [n]) occurred before, here or in an earlier call."""
+        codes = pc.dictionary_encode(normalised).indices.to_numpy()
+        first = np.zeros(len(codes), dtype=bool)
+        first[np.unique(codes, return_index=True)[1]] = True
+        return ~first | pc.is_in(normalised, value_set=self._seen).to_numpy(zero_copy_only=False)
+
+    def add(self, normalised: pa.Array) -> None:
+        """Lets these through."""
+        self._seen = pa.concat_arrays([self._seen, normalised])

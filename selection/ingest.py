@@ -1,0 +1,421 @@
+"""From what the user names to shards: finds the files, reads each row once, drops blank and filtered ones, cuts shards.
+
+Parquet and Arrow files stay where they are. Everything else (and everything, under ``chunk``) is written once to
+Parquet in the store. Memory is a batch of `BATCH_ROWS` rows and one part of the output, whatever the corpus.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from selection.columnar import open_columnar
+from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
+from selection.errors import InputError, NearkinError
+from selection.files import TextFingerprint, atomic_folder, atomic_write, text_bytes
+from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column
+from selection.store import CorpusEntry, FileEntry, Store
+
+HUB = "hf://"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """One ``--corpus NAME=PATH`` with the options that shape its passages.
+
+    Attributes:
+        name: the corpus's name, the value of column ``source``.
+        location: a file, folder, glob, or ``hf://owner/dataset[:split]``.
+        text_column: where the text is.
+        where: DuckDB condition over the file's columns and ``id``, ``text``, ``source``; None keeps all.
+        chunk: most tokens of a passage, or None for rows as they are.
+        chunk_model: whose tokenizer counts them.
+    """
+
+    name: str
+    location: str
+    text_column: str = "text"
+    where: str | None = None
+    chunk: int | None = None
+    chunk_model: str | None = None
+
+
+def parse_corpus(argument: str) -> tuple[str, str]:
+    """``NAME=PATH`` as (name, path).
+
+    Raises:
+        InputError: no name, no path, or a name that cannot be a folder's.
+    """
+    name, equals, location = argument.partition("=")
+    if not equals or not location:
+        raise InputError(f"--corpus {argument}: write it as NAME=PATH, for example papers=papers.parquet")
+    if not NAME.fullmatch(name):
+        raise InputError(f"corpus name {name!r}: use letters, digits, dot, dash and underscore")
+    return name, location
+
+
+def find_files(location: str) -> list[Path]:
+    """The files of a corpus, sorted by path: one file, all of a folder (recursively), or those of a glob.
+
+    Raises:
+        InputError: nothing there that nearkin reads.
+    """
+    path = Path(location).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_"))]
+        columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
+        # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
+        files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
+        if not files:
+            raise InputError(f"{path} has no file that nearkin reads (.txt, .csv, .jsonl, .parquet, .arrow)")
+        return files
+    files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())  # noqa: PTH207
+    if not files:
+        raise InputError(f"{path} does not exist" if not glob.has_magic(str(path)) else f"no file matches {path}")
+    return files
+
+
+def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
+    """Scans (and where needed converts) one corpus; reuses the scan in the manifest when no file has changed.
+
+    Raises:
+        InputError: nothing to read, a damaged file, no text column, a bad condition, not one passage with text.
+    """
+    known = next((c for c in store.manifest.corpora if c.name == spec.name), None)
+    if spec.location.startswith(HUB):
+        if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
+            return known
+        return _convert(store, spec, [], _hub_batches(spec.location))
+    files = find_files(spec.location)
+    unmoved = known and _same(known, spec) and [f.path for f in known.sources] == [store.relative(f) for f in files]
+    if known and unmoved and all(store.is_whole(f) for f in [*known.sources, *known.files]):
+        return known
+    kinds = {kind_of(f) for f in files}
+    if kinds <= COLUMNAR_KINDS and spec.chunk is None:
+        return _scan(store, spec, files)
+    batches = ((f, batch) for f in files for batch in _any_batches(f))
+    return _convert(store, spec, files, batches)
+
+
+def _same(known: CorpusEntry, spec: CorpusSpec) -> bool:
+    asked = _spec_dict(spec)
+    return all(known.spec.get(key) == value for key, value in asked.items() if key != "column")
+
+
+def _spec_dict(spec: CorpusSpec) -> dict[str, object]:
+    value = asdict(spec)
+    value.pop("name")
+    return {**value, "column": spec.text_column}
+
+
+class Filter:
+    """The ``--where`` condition, asked of DuckDB a batch at a time. It sees the rows and nothing else: no files."""
+
+    def __init__(self, where: str | None, source: str) -> None:
+        self._where, self._source = where, source
+        self._connection = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def keep(self, batch: pa.RecordBatch, passage: pa.RecordBatch) -> pa.Array:
+        """Boolean [n]: the rows that satisfy the condition (unknown counts as no)."""
+        if self._where is None:
+            return pa.repeat(True, len(batch))
+        others = [n for n in batch.schema.names if n not in passage.schema.names]
+        arrays = [*passage.columns, *(batch.column(n) for n in others)]
+        self._connection.register("passages", pa.table(arrays, names=[*passage.schema.names, *others]))
+        try:
+            result = self._connection.sql(f"select coalesce(({self._where}), false) as keep from passages")
+            column = result.to_arrow_table().column("keep")
+        except duckdb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"--where {self._where!r} does not work on corpus {self._source}: {reason}") from error
+        if not pa.types.is_boolean(column.type):
+            raise InputError(f"--where {self._where!r} is not a condition: it gives {column.type}, not true or false")
+        return column.combine_chunks()
+
+
+class _ShardCutter:
+    """Collects kept rows of one file until a shard is full."""
+
+    def __init__(self, path: str, first_row: int) -> None:
+        self.path, self.file_first_row = path, first_row
+        self.start = self.row = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows = self.bytes = 0
+        self.fingerprint = TextFingerprint()
+        self.kept: list[npt.NDArray[np.int64]] = []
+
+    def add(self, length: int, kept: npt.NDArray[np.int64], texts: pa.Array) -> None:
+        self.kept.append(kept + self.row)
+        self.row += length
+        self.rows += len(kept)
+        self.bytes += text_bytes(texts)
+        self.fingerprint.update(texts)
+
+    @property
+    def full(self) -> bool:
+        return self.rows >= SHARD_ROWS or self.bytes >= SHARD_BYTES
+
+    def cut(self) -> tuple[Shard, npt.NDArray[np.int64]] | None:
+        """The shard so far and the rows that it keeps; None where it has no passage."""
+        start, self.start = self.start, self.row
+        kept = np.concatenate(self.kept) if self.kept else np.empty(0, np.int64)
+        text, size = self.fingerprint.value(), self.bytes
+        self._clear()
+        if len(kept) == 0:
+            return None
+        first_row = self.file_first_row + start
+        return Shard(self.path, start, self.row, len(kept), None, first_row, text, size), kept
+
+
+def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
+    """Cuts files that stay where they are into shards."""
+    shards: list[Shard] = []
+    sources: list[FileEntry] = []
+    keeps: list[tuple[int, npt.NDArray[np.int64]]] = []
+    blank = filtered = row = 0
+    bar = _bar(spec.name)
+    with closing(Filter(spec.where, spec.name)) as condition, bar:
+        for path in files:
+            file = open_columnar(path)
+            if spec.text_column not in file.schema.names:
+                text_column(file.schema.empty_table(), spec.text_column, path)
+            columns = None if spec.where else [spec.text_column]
+            cutter = _ShardCutter(store.relative(path), row)
+            for batch in _guarded(path, file.batches(0, file.rows, columns)):
+                numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
+                passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
+                keep, no_text, left_out = _kept(batch, passage, condition, path)
+                blank, filtered = blank + no_text, filtered + left_out
+                cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
+                bar.update(len(batch))
+                if cutter.full:
+                    _collect(cutter, shards, keeps)
+            _collect(cutter, shards, keeps)
+            row += file.rows
+            sources.append(store.entry(path, file.rows))
+    _require_passages(spec, shards, blank, filtered)
+    kept_files = _write_keeps(store, spec, shards, keeps)
+    return CorpusEntry(spec.name, _spec_dict(spec), sources, kept_files, blank, filtered, shards)
+
+
+def _needed(spec: CorpusSpec) -> tuple[str, ...]:
+    return ("id", "text", "source") if spec.where else ("text",)
+
+
+def _collect(cutter: _ShardCutter, shards: list[Shard], keeps: list[tuple[int, npt.NDArray[np.int64]]]) -> None:
+    if (result := cutter.cut()) is not None:
+        shard, kept = result
+        if len(kept) < shard.stop - shard.start:
+            keeps.append((len(shards), kept))
+        shards.append(shard)
+
+
+def _kept(
+    batch: pa.RecordBatch, passage: pa.RecordBatch, condition: Filter, path: Path
+) -> tuple[npt.NDArray[np.int64], int, int]:
+    """Positions of the rows to keep, and how many were blank, and how many the condition left out."""
+    texts = passage.column("text")
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{path}: the text column holds bytes that are not valid UTF-8; write it again as UTF-8"
+        ) from error
+    blank = is_blank(texts)
+    wanted = condition.keep(batch, passage)
+    keep = pc.and_(pc.invert(blank), wanted)
+    no_text = pc.sum(blank).as_py() or 0
+    kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
+    return kept, no_text, len(batch) - no_text - len(kept)
+
+
+def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again") from error
+
+
+def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
+    if not shards:
+        left = f"{blank} blank and {filtered} left out by --where" if blank or filtered else "no rows at all"
+        raise InputError(f"corpus {spec.name} ({spec.location}) has no passage with text: {left}")
+
+
+def _write_keeps(
+    store: Store, spec: CorpusSpec, shards: list[Shard], keeps: list[tuple[int, npt.NDArray[np.int64]]]
+) -> list[FileEntry]:
+    entries = []
+    with atomic_folder(store.path / "corpus" / spec.name, overwrite=True) as folder:
+        for number, (_, kept) in enumerate(keeps):
+            table = pa.table({"row": pa.array(kept)})
+            with pa.ipc.new_file(str(folder / f"keep-{number:05d}.arrow"), table.schema) as writer:
+                writer.write_table(table)
+    for number, (at, kept) in enumerate(keeps):
+        path = store.path / "corpus" / spec.name / f"keep-{number:05d}.arrow"
+        entries.append(store.entry(path, len(kept)))
+        shards[at] = Shard(**{**asdict(shards[at]), "keep": entries[-1].path})
+    return entries
+
+
+def _convert(
+    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch]]
+) -> CorpusEntry:
+    """Writes a corpus to Parquet parts in the store, then scans those like any other."""
+    blank = filtered = row = 0
+    target = store.path / "corpus" / spec.name
+    chunker = _Chunker(spec) if spec.chunk else None
+    bar = _bar(spec.name)
+    with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
+        parts = _PartWriter(folder)
+        with closing(parts):
+            for path, batch in batches:
+                numbers = np.arange(row, row + len(batch), dtype=np.int64)
+                passage = passages(batch, spec.text_column, spec.name, numbers, path)
+                keep, no_text, left_out = _kept(batch, passage, condition, path)
+                blank, filtered, row = blank + no_text, filtered + left_out, row + len(batch)
+                table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
+                parts.write(chunker.split(table) if chunker else table)
+                bar.update(len(batch))
+        if parts.rows == 0:
+            _require_passages(spec, [], blank, filtered)
+    inner = CorpusSpec(spec.name, str(target), "text")
+    scanned = _scan_parts(store, inner, sorted(target.glob("part-*.parquet")))
+    sources = [store.entry(f, -1) for f in files]
+    description = {**_spec_dict(spec), "column": "text"}
+    return CorpusEntry(spec.name, description, sources, scanned.sources, blank, filtered, scanned.shards)
+
+
+def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntry:
+    shards: list[Shard] = []
+    entries: list[FileEntry] = []
+    row = 0
+    for path in parts:
+        file = open_columnar(path)
+        cutter = _ShardCutter(store.relative(path), row)
+        for batch in file.batches(0, file.rows, ["text"]):
+            cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
+            if cutter.full:
+                _collect(cutter, shards, [])
+        _collect(cutter, shards, [])
+        row += file.rows
+        entries.append(store.entry(path, file.rows))
+    return CorpusEntry(spec.name, {}, entries, [], 0, 0, shards)
+
+
+def _with_others(passage: pa.RecordBatch, batch: pa.RecordBatch, text: str) -> pa.Table:
+    """The passage columns, then the file's own others; a column ``source`` of its own becomes ``source_``."""
+    columns = dict(zip(passage.schema.names, passage.columns, strict=True))
+    for name in batch.schema.names:
+        if name not in {"id", text}:
+            columns["source_" if name == "source" else "text_" if name == "text" else name] = batch.column(name)
+    return pa.table(columns)
+
+
+class _PartWriter:
+    """Writes part-00000.parquet, part-00001.parquet, ...; a new one when a part is full or the columns change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._parts, self.rows = folder, 0, 0
+        self._writer: pq.ParquetWriter | None = None
+        self._schema: pa.Schema | None = None
+        self._pending: list[pa.Table] = []
+        self._pending_rows = self._pending_bytes = 0
+
+    def write(self, table: pa.Table) -> None:
+        if table.num_rows == 0:
+            return
+        if self._schema is not None and not self._schema.equals(table.schema):
+            self._flush()
+        self._schema = table.schema
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
+        self._pending_bytes += text_bytes(table.column("text"))
+        if self._pending_rows >= 4 * SHARD_ROWS or self._pending_bytes >= 2 * SHARD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            path = self._folder / f"part-{self._parts:05d}.parquet"
+            with atomic_write(path) as aside:
+                pq.write_table(pa.concat_tables(self._pending), aside, compression="zstd", row_group_size=SHARD_ROWS)
+            self._parts, self.rows = self._parts + 1, self.rows + self._pending_rows
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+
+    def close(self) -> None:
+        self._flush()
+
+
+class _Chunker:
+    """Splits passages longer than ``chunk`` tokens, at sentence boundaries where there are any."""
+
+    def __init__(self, spec: CorpusSpec) -> None:
+        from semantic_text_splitter import TextSplitter
+
+        from selection.models import DEFAULT_ENCODER
+        from selection.tokens import load_tokenizer
+
+        tokenizer = load_tokenizer(spec.chunk_model or DEFAULT_ENCODER)
+        self._splitter = TextSplitter.from_huggingface_tokenizer_str(tokenizer.to_str(), spec.chunk or 0)
+
+    def split(self, table: pa.Table) -> pa.Table:
+        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id."""
+        pieces = pa.array(self._splitter.chunk_all(table.column("text").to_pylist()), pa.list_(pa.large_string()))
+        parents = pc.list_parent_indices(pieces)
+        starts = np.repeat(pieces.offsets.to_numpy()[:-1], np.diff(pieces.offsets.to_numpy()))
+        number = pa.array(np.arange(len(parents)) - starts).cast(pa.string())
+        repeated = table.take(parents)
+        ids = repeated.column("id")
+        columns = {name: repeated.column(name) for name in repeated.schema.names}
+        columns["id"] = pc.binary_join_element_wise(ids, number, "#")
+        columns["text"] = pieces.flatten()
+        columns["parent"] = ids
+        return pa.table(columns)
+
+
+def _any_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if kind_of(path) in COLUMNAR_KINDS:
+        file = open_columnar(path)
+        return _guarded(path, file.batches(0, file.rows, None))
+    return read_batches(path)
+
+
+def _hub_batches(location: str) -> Iterator[tuple[Path, pa.RecordBatch]]:
+    """Streams a hub dataset (or a local folder of one) as Arrow."""
+    from datasets import load_dataset
+
+    name, _, split = location.removeprefix(HUB).partition(":")
+    try:
+        dataset = load_dataset(name, split=split or "train", streaming=True, trust_remote_code=None)
+        for table in dataset.with_format("arrow").iter(batch_size=2048):
+            for batch in table.to_batches():
+                yield Path(location), batch
+    except NearkinError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"dataset {location} cannot be loaded: {reason}") from error
+
+
+def _bar(name: str) -> tqdm[None]:
+    return tqdm(desc=f"reading {name}", unit=" passages", unit_scale=True, disable=None, leave=False)

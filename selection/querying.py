@@ -1,0 +1,116 @@
+"""Query: every task example with its nearest passages, their scores, ids and sources."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from selection.corpus import Corpus
+from selection.encoders.transformer import slug_of
+from selection.errors import NearkinError, StoreError
+from selection.index.search import search
+from selection.store import Store
+from selection.task import Task, read_task
+
+FETCH_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Neighbours of a task.
+
+    Attributes:
+        task: the examples.
+        neighbours: `selection.index.search.NEIGHBOURS`.
+        encode_seconds, search_seconds: what the examples' encoding and the search took.
+    """
+
+    task: Task
+    corpus: Corpus
+    neighbours: pa.Table
+    encode_seconds: float
+    search_seconds: float
+
+    def rows(self) -> Iterator[pa.Table]:
+        """The neighbours joined with their passages, some whole examples at a time, so that memory stays bounded.
+
+        Columns: those of the neighbours, then ``id``, ``source``, ``text``.
+        """
+        query = self.neighbours["query_id"].to_numpy()
+        if len(query) == 0:
+            return
+        start = 0
+        while start < len(query):
+            stop = min(start + FETCH_ROWS, len(query))
+            if stop < len(query):
+                stop = max(int(np.searchsorted(query, query[stop], "left")), start + 1)
+                stop = int(np.searchsorted(query, query[stop - 1], "right"))
+            part = self.neighbours.slice(start, stop - start)
+            found = self.corpus.take(part["doc_id"].to_numpy())
+            for name in ("id", "source", "text"):
+                part = part.append_column(name, found[name])
+            yield part
+            start = stop
+
+
+def open_encoder(store: Store, encoder: str | None) -> str:
+    """The slug of the store's encoder: the named one, or the only one.
+
+    Raises:
+        StoreError: the store has no embeddings, or was written by another encoder, or has several and none is named.
+    """
+    have = list(store.manifest.encoders)
+    if not have:
+        raise StoreError(f"{store.path} has no embeddings yet: run `nearkin build {store.path}`")
+    if encoder is None:
+        if len(have) > 1:
+            raise StoreError(f"{store.path} has embeddings by {', '.join(have)}: choose one with --encoder")
+        return have[0]
+    for slug in (encoder, slug_of(encoder, "exact")):
+        if slug in have:
+            return slug
+    raise StoreError(
+        f"{store.path} was written by {', '.join(have)}, not by {encoder}: "
+        f"name that one, or run `nearkin build {store.path} --encoder {encoder}` first"
+    )
+
+
+def query(
+    store: Path | str,
+    task: Path | str,
+    k: int = 5,
+    *,
+    encoder: str | None = None,
+    index: str | None = None,
+    device: str | None = None,
+    limit: int | None = None,
+) -> Answer:
+    """Finds the `k` nearest passages of each of a task's training texts, all in one batch.
+
+    Args:
+        limit: only the first so many examples.
+
+    Raises:
+        NearkinError: no store, no task, a store of another encoder, a damaged file.
+    """
+    from selection.selectors import encode_task
+
+    if k < 1:
+        raise NearkinError("-k must be at least 1")
+    opened, examples = Store(store), read_task(task)
+    if limit is not None:
+        examples = Task(examples.path, {**examples.splits, "train": examples.splits["train"].slice(0, limit)})
+    slug = open_encoder(opened, encoder)
+    opened.check_corpora()
+    start = time.perf_counter()
+    queries = encode_task(opened, slug, examples, device)
+    encoded = time.perf_counter()
+    neighbours = search(opened, slug, queries, k, index)
+    searched = time.perf_counter()
+    opened.save_checked()
+    return Answer(examples, opened.corpus, neighbours, encoded - start, searched - encoded)

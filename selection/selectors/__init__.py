@@ -1,0 +1,125 @@
+"""Selectors: one protocol, one file a method, found by name.
+
+A selector ranks passages for a task. It knows nothing of budgets in tokens, duplicates, leaks or files: it is asked
+for some number of candidates, best first, and asked again for more where too few of them survive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from selection.corpus import Corpus
+from selection.encoders import load_encoder
+from selection.errors import NearkinError
+from selection.index.search import search
+from selection.store import Store
+from selection.task import Task
+
+CANDIDATES = pa.schema(
+    [
+        ("doc_id", pa.int64()),
+        ("score", pa.float32()),
+        ("rank", pa.int32()),
+        ("query_id", pa.int32()),
+        ("n_queries", pa.int32()),
+    ]
+)
+
+
+@dataclass
+class Pool:
+    """What a selector may draw on: the corpus, the task, and neighbours on request.
+
+    Attributes:
+        store, task: what was named.
+        slug: the encoder whose embeddings are searched.
+        seed: for methods that draw.
+        device: where task texts are encoded.
+    """
+
+    store: Store
+    task: Task
+    slug: str
+    seed: int = 0
+    device: str | None = None
+    index: str | None = None
+    _queries: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.store.corpus
+
+    @property
+    def queries(self) -> npt.NDArray[np.float32]:
+        """Vectors float32 [n, dim] of the task's training texts by the store's own encoder; encoded once."""
+        if self._queries is None:
+            self._queries = encode_task(self.store, self.slug, self.task, self.device)
+        return self._queries
+
+    def neighbours(self, k: int) -> pa.Table:
+        """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`."""
+        return search(self.store, self.slug, self.queries, k, self.index)
+
+
+def encode_task(store: Store, slug: str, task: Task, device: str | None = None) -> npt.NDArray[np.float32]:
+    """Vectors float32 [n, dim] of a task's training texts by the encoder that wrote `slug`.
+
+    Raises:
+        StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
+    """
+    from selection.errors import StoreError
+
+    entry = store.manifest.encoders[slug]
+    encoder = load_encoder(entry.model, entry.precision, device)
+    if encoder.fingerprint != entry.fingerprint:
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model}: "
+            f"use that one, or run `nearkin build {store.path}` to embed it anew"
+        )
+    return encoder.encode(task.train_texts)
+
+
+class Selector(Protocol):
+    """One way to choose passages.
+
+    Attributes:
+        name: what ``--method`` calls it.
+    """
+
+    name: str
+
+    def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
+        """At least `wanted` passages (or all it has), best first.
+
+        Args:
+            pool: corpus, task, seed.
+            k: passages a task example, where the user said so; then it bounds the candidates instead of `wanted`.
+            wanted: how many candidates may be needed.
+
+        Returns:
+            `CANDIDATES`, each doc_id once; query_id is -1 and score null where the method has none.
+        """
+        ...
+
+
+def find_selector(name: str) -> Selector:
+    """The selector called `name`.
+
+    Raises:
+        NearkinError: there is none, with the names that there are.
+    """
+    from selection.selectors.knn import KnnSelector
+    from selection.selectors.random import RandomSelector
+
+    known: dict[str, Selector] = {s.name: s for s in (KnnSelector(), RandomSelector())}
+    if name not in known:
+        raise NearkinError(f"unknown method {name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+METHODS = ("knn", "random")

@@ -1,0 +1,263 @@
+"""Store: the folder on disk. It knows what was made from what, and hands out nothing that has changed since.
+
+::
+
+    STORE/manifest.json                      corpora, shards, encoders, indexes, each file with rows and sha256
+    STORE/corpus/<name>/part-00000.parquet   only for converted sources
+    STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
+    STORE/embeddings/<encoder>/part-00000.arrow
+    STORE/index/<encoder>-<kind>/faiss.index + manifest.json
+
+The manifest is written whole (aside, synced, renamed), always after the files that it names. A file is hashed before
+it is first used and again whenever its size or time of change differ from when it was last found right; those are
+remembered in ``.checked.json``, which may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from selection.corpus import Corpus, Shard
+from selection.errors import StoreError, explain_os_error
+from selection.files import sha256_of_file, sweep, write_json
+
+FORMAT = 1
+
+
+@dataclass
+class FileEntry:
+    """A file with its rows and sha256; path relative to the store where it lies inside, else absolute."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass
+class CorpusEntry:
+    """One corpus: what was asked for, the files it came from, and the shards it became."""
+
+    name: str
+    spec: dict[str, Any]
+    sources: list[FileEntry]
+    files: list[FileEntry]
+    blank: int
+    filtered: int
+    shards: list[Shard]
+
+    @property
+    def in_use(self) -> list[FileEntry]:
+        """The files that passages are read from: the sources themselves where they stay in place, then the store's."""
+        read = {shard.path for shard in self.shards}
+        return [*(f for f in self.sources if f.path in read), *self.files]
+
+    @property
+    def passages(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(shard.text_bytes for shard in self.shards)
+
+
+@dataclass
+class EncoderEntry:
+    """One encoder's embeddings. `shards` maps a shard's text fingerprint to its embedding file."""
+
+    model: str
+    precision: str
+    fingerprint: str
+    dim: int
+    shards: dict[str, FileEntry] = field(default_factory=dict)
+
+
+@dataclass
+class IndexEntry:
+    """One index: its file and the fingerprint of the embeddings it was built from."""
+
+    encoder: str
+    kind: str
+    file: FileEntry
+    embeddings: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    corpora: list[CorpusEntry] = field(default_factory=list)
+    encoders: dict[str, EncoderEntry] = field(default_factory=dict)
+    indexes: dict[str, IndexEntry] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Manifest:
+        def files(rows: list[dict[str, Any]]) -> list[FileEntry]:
+            return [FileEntry(**row) for row in rows]
+
+        corpora = [
+            CorpusEntry(
+                **{
+                    **c,
+                    "sources": files(c["sources"]),
+                    "files": files(c["files"]),
+                    "shards": [Shard(**s) for s in c["shards"]],
+                }
+            )
+            for c in value["corpora"]
+        ]
+        encoders = {
+            slug: EncoderEntry(**{**e, "shards": {k: FileEntry(**f) for k, f in e["shards"].items()}})
+            for slug, e in value["encoders"].items()
+        }
+        indexes = {k: IndexEntry(**{**i, "file": FileEntry(**i["file"])}) for k, i in value["indexes"].items()}
+        return cls(corpora, encoders, indexes)
+
+
+class Store:
+    """A store folder.
+
+    Args:
+        path: the folder.
+        create: make it where it does not exist, or is empty.
+
+    Raises:
+        StoreError: no store there (and not `create`), a folder of something else, or a manifest that is damaged.
+    """
+
+    def __init__(self, path: Path | str, create: bool = False) -> None:
+        self.path = Path(path)
+        manifest = self.path / "manifest.json"
+        if manifest.exists():
+            self.manifest = _read_manifest(manifest)
+        elif not create:
+            raise StoreError(f"{self.path} is not a store (no manifest.json there): make one with `nearkin build`")
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name not in _OURS for p in self.path.iterdir())):
+            raise StoreError(f"{self.path} exists and is not a store: name a new folder")
+        else:
+            self.manifest = Manifest()
+        self._checked: dict[str, list[Any]] = _read_cache(self.path / ".checked.json")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the store for writing, and clears away what a killed run left.
+
+        Raises:
+            StoreError: another process is building it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, f"making {self.path}") from error
+        lock = FileLock(str(self.path / ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(f"another process is building {self.path}: wait for it, or stop it") from None
+        except OSError as error:
+            raise explain_os_error(error, f"locking {self.path}") from error
+        try:
+            manifest = self.path / "manifest.json"
+            if manifest.exists():
+                self.manifest = _read_manifest(manifest)
+            sweep(self.path)
+            yield
+        finally:
+            lock.release()
+
+    def save(self) -> None:
+        """Writes the manifest."""
+        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(self.manifest)})
+        self.save_checked()
+
+    def save_checked(self) -> None:
+        """Remembers which files were found right, where the store can be written to."""
+        try:
+            write_json(self.path / ".checked.json", self._checked)
+        except Exception:  # a read-only store is checked anew each time
+            return
+
+    def check_corpora(self) -> None:
+        """Raises StoreError where a file that passages are read from is missing or has changed."""
+        for corpus in self.manifest.corpora:
+            for file in corpus.in_use:
+                self.check(file, f"run `nearkin build {self.path}` with its --corpus again")
+
+    @property
+    def corpus(self) -> Corpus:
+        """All passages, in doc_id order."""
+        shards = [(c.name, c.spec["column"], s) for c in self.manifest.corpora for s in c.shards]
+        return Corpus(self.path, shards)
+
+    def relative(self, path: Path) -> str:
+        """How the manifest names `path`."""
+        try:
+            return path.resolve().relative_to(self.path.resolve()).as_posix()
+        except ValueError:
+            return str(path.resolve())
+
+    def entry(self, path: Path, rows: int) -> FileEntry:
+        """The manifest's entry for a file that was just written or scanned."""
+        digest = sha256_of_file(path)
+        self._remember(path, digest)
+        return FileEntry(self.relative(path), rows, digest)
+
+    def is_whole(self, entry: FileEntry, reread: bool = False) -> bool:
+        """Whether a file is there with the manifest's sha256 (`reread`: hash it even if it looks untouched)."""
+        path = self.path / entry.path
+        if not path.is_file():
+            return False
+        stat = path.stat()
+        if not reread and self._checked.get(entry.path) == [stat.st_size, stat.st_mtime_ns, entry.sha256]:
+            return True
+        digest = sha256_of_file(path)
+        self._remember(path, digest)
+        return digest == entry.sha256
+
+    def _remember(self, path: Path, digest: str) -> None:
+        stat = path.stat()
+        self._checked[self.relative(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+
+    def check(self, entry: FileEntry, remedy: str) -> Path:
+        """The path of a file, once it is known to be what the manifest says.
+
+        Raises:
+            StoreError: it is missing or differs; the sentence ends with `remedy`.
+        """
+        path = self.path / entry.path
+        if not path.is_file():
+            raise StoreError(f"{path} is missing: {remedy}")
+        if not self.is_whole(entry):
+            raise StoreError(f"{path} is not what the manifest recorded (changed or damaged): {remedy}")
+        return path
+
+
+_OURS = {".lock", ".checked.json", "corpus", "manifest.json.partial"}
+
+
+def _read_cache(path: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise explain_os_error(error, f"reading {path}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: remove the store and build it again") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise StoreError(f"{path} is not a store manifest of format {FORMAT}: build the store with this version")
+    value.pop("format")
+    try:
+        return Manifest.from_json(value)
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: remove the store and build it again") from error
