@@ -125,7 +125,7 @@ def _encode_shard(texts: pa.ChunkedArray, encoder: Encoder, bar: tqdm[None]) -> 
 
 
 def _write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
-    rows, dim = vectors.shape
+    dim = vectors.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
     schema = pa.schema(
         [pa.field("embedding", column.type, nullable=False)], metadata={"text": text, "encoder": encoder}
@@ -157,7 +157,8 @@ class Embeddings:
         if entry is None:
             have = ", ".join(store.manifest.encoders) or "none"
             raise StoreError(
-                f"{store.path} has no embeddings by {slug} (it has: {have}): run `nearkin build {store.path} --encoder {slug}`"
+                f"{store.path} has no embeddings by {slug} (it has: {have}): "
+                f"run `nearkin build {store.path} --encoder {slug}`"
             )
         self._store, self._entry = store, entry
         shards = [shard for _, _, shard in store.corpus.shards]

@@ -31,9 +31,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     aside = path.with_name(path.name + ASIDE)
     try:
         yield aside
-        with open(aside, "rb+") as file:
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise explain_os_error(error, f"writing {path}") from error
@@ -56,11 +56,11 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
-                with open(file, "rb+") as handle:
+                with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(aside, path)
+        aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise explain_os_error(error, f"writing {path}") from error
@@ -94,14 +94,10 @@ def sweep(folder: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """sha256 of a file's bytes, as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

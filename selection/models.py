@@ -96,7 +96,7 @@ def model_fingerprint(folder: Path) -> str:
 def quiet_libraries() -> None:
     """Keeps the progress bars and notices of the model libraries out of this program's output."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     disable_progress_bars()

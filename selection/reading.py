@@ -69,7 +69,7 @@ def _open(path: Path) -> pa.NativeFile:
 
 def _next_block(stream: pa.NativeFile, path: Path) -> bytes:
     try:
-        return stream.read(BLOCK_BYTES)
+        return bytes(stream.read(BLOCK_BYTES))
     except OSError as error:
         raise InputError(f"{path} cannot be decompressed: it is damaged or cut short") from error
 

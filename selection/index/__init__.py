@@ -17,6 +17,7 @@ def load_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise MissingPackageError(
-            "FAISS is not installed: `pip install 'nearkin[cpu]'` brings it, or `pip install 'nearkin[gpu]'` on a CUDA machine"
+            "FAISS is not installed: `pip install 'nearkin[cpu]'` brings it, "
+            "or `pip install 'nearkin[gpu]'` on a CUDA machine"
         ) from error
     return faiss

@@ -35,8 +35,9 @@ def build_index(store: Store, slug: str, plan: IndexPlan, seed: int = 0) -> Inde
     known = store.manifest.indexes.get(name)
     if known and known.embeddings == embeddings.fingerprint and store.is_whole(known.file):
         return known
+    settings: dict[str, Any] = {}
     if plan.kind == "flat":
-        index, settings = _build_flat(faiss, embeddings), {}
+        index = _build_flat(faiss, embeddings)
     else:
         index, settings = _build_ivf(faiss, embeddings, plan, seed)
     folder = store.path / "index" / name

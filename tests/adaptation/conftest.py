@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from selection.models import quiet_libraries, resolve_model
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Distinct English sentences of the Python reference, which every installation has."""
+    text = " ".join(topics[name] for name in sorted(topics)).replace("*", "").replace("\n", " ")
+    found = dict.fromkeys(" ".join(s.split()) for s in text.split(". "))
+    return [s for s in found if 40 < len(s) < 200 and s.isascii()][:400]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Makes a tiny randomly initialised model of a kind: bert (with head), bert-encoder (without), roberta."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(kind: str) -> str:
+        from transformers import (
+            AutoTokenizer,
+            BertConfig,
+            BertForMaskedLM,
+            BertModel,
+            RobertaConfig,
+            RobertaForMaskedLM,
+            set_seed,
+        )
+
+        quiet_libraries()
+        place = folder / kind
+        if not place.exists():
+            set_seed(0)
+            tokenizer = AutoTokenizer.from_pretrained(resolve_model("all-MiniLM-L6-v2"))
+            shape = {
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+                "max_position_embeddings": 65 if kind == "roberta" else 64,
+                "pad_token_id": 0,
+            }
+            models = {
+                "bert": lambda: BertForMaskedLM(BertConfig(**shape)),
+                "bert-encoder": lambda: BertModel(BertConfig(**shape)),
+                "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**shape)),
+            }
+            models[kind]().save_pretrained(place)
+            tokenizer.save_pretrained(place)
+        return str(place)
+
+    return make
+
+
+def write_jsonl(path: Path, texts: list[str], labels: list[str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": t} if labels is None else {"text": t, "label": labels[i]} for i, t in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def jsonl() -> Callable[..., Path]:
+    return write_jsonl
+
+
+@pytest.fixture
+def marked_task(tmp_path: Path, sentences: list[str]) -> Path:
+    """A task told apart by its first word."""
+    folder = tmp_path / "marked"
+    for split, start, stop in (("train", 0, 160), ("dev", 160, 220), ("test", 220, 280)):
+        labels = [("apple", "river")[i % 2] for i in range(start, stop)]
+        texts = [f"{label} {label} {s[:50]}" for label, s in zip(labels, sentences[start:stop], strict=True)]
+        write_jsonl(folder / f"{split}.jsonl", texts, labels)
+    return folder

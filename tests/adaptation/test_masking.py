@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptation.loading import load_tokenizer
+from adaptation.masking import IGNORED, Epoch, LengthGroupedBatches, Masker, Pieces, generator, padded
+from adaptation.texts import lengths_of, open_pieces, tokenise
+from selection.models import resolve_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    return load_tokenizer(resolve_model("all-MiniLM-L6-v2"), masks=True)
+
+
+@pytest.fixture
+def pieces(tmp_path: Path, sentences: list[str], tokenizer: object) -> Callable[[int, bool], object]:
+    def make(max_tokens: int, words: bool) -> object:
+        texts = pa.chunked_array([sentences], pa.large_string())
+        tokenise(texts, tokenizer, max_tokens, words, tmp_path / "pieces.arrow")
+        return open_pieces(tmp_path / "pieces.arrow")
+
+    return make
+
+
+def test_15_percent_of_tokens_are_chosen_and_split_80_10_10(pieces, tokenizer) -> None:
+    data = Pieces(pieces(64, False))
+    masker = Masker.of(tokenizer, 0.15, 0, Epoch())
+    chosen = masked = kept = maskable = 0
+    for number in range(20):
+        masker.epoch.number = number
+        batch = data.__getitems__(list(range(len(data))))
+        plain = padded(batch[1]["input_ids"], 0)
+        out = masker(batch)
+        at = out["labels"] != IGNORED
+        assert torch.equal(out["labels"][at], plain[at])
+        assert torch.equal(out["input_ids"][~at], plain[~at])
+        special = torch.isin(plain, torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, 0]))
+        assert not (at & special).any()
+        maskable += int((~special).sum())
+        chosen += int(at.sum())
+        masked += int((out["input_ids"][at] == tokenizer.mask_token_id).sum())
+        kept += int((out["input_ids"][at] == plain[at]).sum())
+    assert chosen > 20_000
+    assert chosen / maskable == pytest.approx(0.15, abs=0.005)
+    assert masked / chosen == pytest.approx(0.8, abs=0.01)
+    assert kept / chosen == pytest.approx(0.1, abs=0.01)
+
+
+def test_masks_change_with_the_epoch_and_repeat_with_the_seed(pieces, tokenizer) -> None:
+    batch = Pieces(pieces(64, False)).__getitems__(list(range(50)))
+    labels = [Masker.of(tokenizer, 0.15, seed, Epoch(epoch))(batch)["labels"] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert torch.equal(labels[0], Masker.of(tokenizer, 0.15, 0, Epoch(0))(batch)["labels"])
+    assert not torch.equal(labels[0], labels[1])
+    assert not torch.equal(labels[0], labels[2])
+
+
+def test_whole_words_are_chosen_at_the_asked_share(pieces, tokenizer) -> None:
+    data = Pieces(pieces(64, True))
+    masker = Masker.of(tokenizer, 0.15, 0, Epoch())
+    words_chosen, words_seen, several = 0, 0, 0
+    for number in range(10):
+        masker.epoch.number = number
+        batch = data.__getitems__(list(range(len(data))))
+        words = padded(batch[1]["words"], -1).numpy()
+        at = (masker(batch)["labels"] != IGNORED).numpy()
+        for row_words, row_at in zip(words, at, strict=True):
+            for word in np.unique(row_words[row_words >= 0]):
+                tokens = row_at[row_words == word]
+                assert tokens.all() or not tokens.any()
+                several += len(tokens) > 1 and bool(tokens.all())
+                words_chosen += bool(tokens.all())
+                words_seen += 1
+            assert not row_at[row_words == -1].any()
+    assert several > 100
+    assert words_chosen / words_seen == pytest.approx(0.15, abs=0.01)
+
+
+def test_long_texts_are_split_without_loss(pieces, tokenizer, sentences) -> None:
+    data = pieces(16, False)
+    assert lengths_of(data).max() <= 16
+    rows = np.asarray(data["text_row"])
+    for number in range(0, 50):
+        ids = [i for row in np.flatnonzero(rows == number) for i in data[int(row)]["input_ids"][1:-1]]
+        assert ids == tokenizer(sentences[number], add_special_tokens=False)["input_ids"]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=300),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 9),
+)
+def test_order_is_a_permutation_with_the_longest_piece_first(lengths, batch, seed, epoch) -> None:
+    order = list(LengthGroupedBatches(np.array(lengths), batch, seed, Epoch(epoch)))
+    assert sorted(order) == list(range(len(lengths)))
+    assert lengths[order[0]] == max(lengths)
+    assert order == list(LengthGroupedBatches(np.array(lengths), batch, seed, Epoch(epoch)))
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(5, 500, 4000)
+    order = np.array(list(LengthGroupedBatches(lengths, 16, 0, Epoch())))
+    grouped = lengths[order].reshape(-1, 16).max(1).sum() * 16
+    assert grouped < 1.1 * lengths.sum()
+    assert lengths.reshape(-1, 16).max(1).sum() * 16 > 1.5 * lengths.sum()
+    firsts = lengths[order].reshape(-1, 16).max(1)
+    assert abs(np.corrcoef(np.arange(len(firsts)), firsts)[0, 1]) < 0.3
+
+
+def test_generators_differ_by_every_part() -> None:
+    draws = {float(torch.rand(1, generator=generator(*parts))) for parts in ((0, 1), (1, 0), (0, 0), (0, -1), (0, 1, 0))}
+    assert len(draws) == 5

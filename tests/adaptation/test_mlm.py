@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import adaptation.mlm
+import adaptation.training
+from adaptation.mlm import AdaptSettings, adapt
+from adaptation.texts import read_training_text
+from selection.errors import InputError, ModelError, NearkinError
+
+SMALL = AdaptSettings(
+    max_steps=12, batch_size=32, micro_batch=16, learning_rate=2e-3, head_warmup_steps=4, checkpoint_minutes=1e9
+)
+
+
+@pytest.fixture
+def texts(tmp_path: Path, jsonl, sentences) -> Path:
+    return jsonl(tmp_path / "texts.jsonl", sentences[:120])
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_held_out_loss_falls_and_the_model_loads_whole(tmp_path, tiny_model, texts, kind) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    result = adapt(tiny_model(kind), [texts], tmp_path / "out", settings=replace(SMALL, max_steps=60))
+    assert not result.new_head
+    assert result.held_out_loss["after_head_warmup"] is None
+    assert result.held_out_loss["after"] < result.held_out_loss["before"] - 2
+    model, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.dtype == torch.float32
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token == "[MASK]"
+    kinds = {file.suffix for file in (tmp_path / "out").rglob("*")}
+    assert kinds <= {".safetensors", ".json", ".txt"}
+    assert not (tmp_path / "out.work").exists()
+    record = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    assert record["held_out_loss"] == result.held_out_loss
+    assert record["counts"]["train"] == 114
+    assert record["counts"]["held_out"] == 6
+    assert record["steps"] == 60
+
+
+def test_tokens_seen_are_the_tokens_of_every_epoch(tmp_path, tiny_model, texts) -> None:
+    adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, max_steps=None, epochs=3))
+    record = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    assert record["tokens_seen"] == 3 * record["counts"]["tokens"]
+    assert record["steps"] == 3 * math.ceil(record["counts"]["pieces"] / 32)
+
+
+def test_new_head_starts_at_ln_vocabulary_and_warms_up_alone(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    source = load_file(Path(tiny_model("bert-encoder")) / "model.safetensors")
+    after_warmup = {}
+    measure = adaptation.mlm._Run._measure
+
+    def spy(run):
+        after_warmup[len(after_warmup)] = {k: v.clone() for k, v in run.model.state_dict().items()}
+        return measure(run)
+
+    monkeypatch.setattr(adaptation.mlm._Run, "_measure", spy)
+    said: list[str] = []
+    settings = replace(SMALL, max_steps=30, head_warmup_steps=10)
+    result = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings, say=said.append)
+    assert result.new_head
+    assert any("no masked-LM head" in sentence for sentence in said)
+    before, warm, after = after_warmup[0], after_warmup[1], after_warmup[2]
+    for name, tensor in source.items():
+        if "pooler" not in name and "position_ids" not in name:
+            assert torch.equal(warm[f"bert.{name}"], tensor), name
+            assert torch.equal(before[f"bert.{name}"], tensor), name
+    assert not torch.equal(warm["cls.predictions.transform.dense.weight"], before["cls.predictions.transform.dense.weight"])
+    assert not torch.equal(after["bert.encoder.layer.0.attention.self.query.weight"],
+                           warm["bert.encoder.layer.0.attention.self.query.weight"])  # fmt: skip
+    losses = result.held_out_loss
+    assert losses["before"] == pytest.approx(math.log(30522), abs=0.3)
+    assert losses["after"] < losses["after_head_warmup"] < losses["before"]
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert "cls.predictions.decoder.weight" not in saved
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path, tiny_model, texts) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        adapt(tiny_model("bert-encoder"), [texts], tmp_path / name, settings=replace(SMALL, seed=seed))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tiny_model, texts, monkeypatch, stop_at):
+    # 114 texts in steps of 32 are 4 steps an epoch: one stop within the first epoch, one within the second, one between.
+    settings = replace(SMALL, checkpoint_minutes=0)
+    whole = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "whole", settings=SMALL)
+    step = adaptation.training.SteadyTrainer.training_step
+
+    def interrupt(trainer, *args, **kwargs):
+        if trainer.state.global_step == stop_at and trainer.args.learning_rate == SMALL.learning_rate:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings)
+    assert not (tmp_path / "out").exists()
+    checkpoints = list((tmp_path / "out.work").glob("checkpoint-*"))
+    assert [c.name for c in checkpoints] == [f"checkpoint-{stop_at}"]
+    monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", step)
+    said: list[str] = []
+    result = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings, say=said.append)
+    assert f"continuing from step {stop_at}" in said
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert result.held_out_loss == whole.held_out_loss
+    assert result.tokens_seen == whole.tokens_seen
+
+
+def test_other_texts_do_not_continue_a_stopped_run(tmp_path, tiny_model, texts, jsonl, sentences, monkeypatch) -> None:
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation.mlm._Run, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, checkpoint_minutes=0))
+    assert list((tmp_path / "out.work").glob("checkpoint-*"))
+    said: list[str] = []
+    others = jsonl(tmp_path / "others.jsonl", sentences[120:200])
+    adapt(tiny_model("bert"), [others], tmp_path / "out", settings=SMALL, say=said.append)
+    assert not any("continuing" in sentence for sentence in said)
+    adapt(tiny_model("bert"), [others], tmp_path / "clean", settings=SMALL)
+    assert weights(tmp_path / "out") == weights(tmp_path / "clean")
+
+
+def test_micro_batches_do_not_change_the_gradient(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    seen = []
+    clip = adaptation.training.SteadyTrainer._clip_grad_norm
+
+    def spy(trainer, model):
+        seen.append(model.bert.encoder.layer[0].output.dense.weight.grad.clone())
+        return clip(trainer, model)
+
+    monkeypatch.setattr(adaptation.training.SteadyTrainer, "_clip_grad_norm", spy)
+    # Masks are drawn a micro-batch at a time, so they are pinned here; dropout is off for the same reason.
+    def pinned(masker, ids, real, words, draws):
+        chosen = (ids % 5 == 0) & real & ~torch.isin(ids, masker.special)
+        return torch.where(chosen, masker.mask_id, ids), torch.where(chosen, ids, -100)
+
+    monkeypatch.setattr(adaptation.training.Masker, "mask", pinned)
+    folder = tmp_path / "still"
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model = AutoModelForMaskedLM.from_pretrained(tiny_model("bert"))
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model("bert")).save_pretrained(folder)
+    for micro in (32, 8):
+        adapt(str(folder), [texts], tmp_path / str(micro), settings=replace(SMALL, max_steps=1, micro_batch=micro))
+    assert len(seen) == 2
+    assert torch.allclose(seen[0], seen[1], rtol=1e-3, atol=1e-7)
+    assert seen[0].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("rate", [1e30, math.inf])
+def test_a_loss_that_is_no_number_stops_with_its_step(tmp_path, tiny_model, texts, rate) -> None:
+    with pytest.raises(NearkinError, match=r"not a number at step \d+"):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, learning_rate=rate))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dev_and_test_of_a_task_never_enter(tmp_path, jsonl, sentences) -> None:
+    task = tmp_path / "task"
+    jsonl(task / "train.jsonl", [*sentences[:30], sentences[50]])
+    jsonl(task / "dev.jsonl", sentences[40:50])
+    jsonl(task / "test.jsonl", sentences[50:60])
+    corpus = jsonl(tmp_path / "corpus.jsonl", [*sentences[20:45], *sentences[70:80]])
+    text = read_training_text([task, corpus], held_out_file=None, held_out=0.1, seed=0)
+    entered = {*text.train.to_pylist(), *text.held_out.to_pylist()}
+    assert entered == {*sentences[:40], *sentences[70:80]}
+    assert len(text.train) + len(text.held_out) == 50
+    assert text.duplicates == 10
+    assert text.withheld == 6
+    assert [s.kind for s in text.sources] == ["task", "file"]
+
+
+def test_augmentation_sets_and_held_out_files(tmp_path, jsonl, sentences) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(pa.table({"doc_id": list(range(20)), "text": sentences[:20]}), folder / "augmentation.parquet")
+    held_out = jsonl(tmp_path / "held.jsonl", sentences[18:25])
+    text = read_training_text([folder], held_out_file=held_out, held_out=0.05, seed=0)
+    assert text.train.to_pylist() == sentences[:18]
+    assert text.held_out.to_pylist() == sentences[18:25]
+    assert (text.sources[0].kind, text.withheld) == ("set", 2)
+
+
+def test_bad_inputs_are_said_plainly(tmp_path, tiny_model, texts, jsonl, sentences) -> None:
+    bert = tiny_model("bert")
+    with pytest.raises(InputError, match="neither a task folder"):
+        adapt(bert, [tmp_path], tmp_path / "out", settings=SMALL)
+    with pytest.raises(InputError, match="does not exist"):
+        adapt(bert, [tmp_path / "absent.jsonl"], tmp_path / "out", settings=SMALL)
+    with pytest.raises(InputError, match="too few"):
+        adapt(bert, [jsonl(tmp_path / "one.jsonl", sentences[:1] * 3)], tmp_path / "out", settings=SMALL)
+    with pytest.raises(NearkinError, match="64 tokens"):
+        adapt(bert, [texts], tmp_path / "out", settings=replace(SMALL, max_tokens=999))
+    with pytest.raises(ModelError):
+        adapt(str(tmp_path / "no-model"), [texts], tmp_path / "out", settings=SMALL)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    with pytest.raises(NearkinError, match="exists already"):
+        adapt(bert, [texts], tmp_path / "full", settings=SMALL)
+    with pytest.raises(NearkinError, match="between 0 and 1"):
+        AdaptSettings(mlm_probability=1.5)
+
+
+@pytest.mark.slow
+def test_minilm_gets_a_head_and_learns(tmp_path, texts) -> None:
+    settings = AdaptSettings(max_steps=6, batch_size=16, micro_batch=16, max_tokens=32, head_warmup_steps=6)
+    result = adapt("all-MiniLM-L6-v2", [texts], tmp_path / "out", settings=settings)
+    assert result.new_head
+    assert result.held_out_loss["before"] == pytest.approx(math.log(30522), abs=1)
+    assert result.held_out_loss["after"] < result.held_out_loss["before"] - 1
