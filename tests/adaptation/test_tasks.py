@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from adaptation import tasks
+from adaptation.tasks import cards, load_labelled, metric_of
+from selection.errors import InputError
+
+BENCHMARK = {
+    "chemprot": (4169, 2427, 3469, 13),
+    "citation_intent": (1688, 114, 139, 6),
+    "sciie": (3219, 455, 974, 7),
+    "imdb_500": (500, 500, 2000, 2),
+    "reuters_r8": (4054, 500, 1901, 8),
+}
+
+
+def test_cards_carry_the_published_sizes() -> None:
+    for name, sizes in BENCHMARK.items():
+        card = cards()[name]
+        assert card["kind"] == "task"
+        assert (card["train"], card["dev"], card["test"], card["classes"]) == sizes
+        assert card["metric"] in {"macro", "micro"}
+    assert {name for name, card in cards().items() if card["kind"] == "corpus"} >= {"biomed", "cs", "reviews", "news"}
+    for card in cards().values():
+        assert {"name", "kind", "domain", "columns", "path", "source", "licence"} <= card.keys()
+
+
+def test_cards_are_found_in_a_checkout_and_in_an_installation(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "nearkin_cards").mkdir()
+    (tmp_path / "nearkin_cards" / "mine.toml").write_text('name = "mine"\nkind = "task"\nmetric = "micro"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert files("nearkin_cards").joinpath("mine.toml").is_file()
+    tasks.cards.cache_clear()
+    try:
+        assert metric_of("mine") == "micro"
+        assert metric_of("chemprot") == "macro"
+    finally:
+        tasks.cards.cache_clear()
+
+
+def test_metrics_are_the_papers() -> None:
+    assert [metric_of(name) for name in ("chemprot", "rct", "sciie", "unheard-of", "biomed")] == [
+        "micro", "micro", "macro", "macro", "macro",
+    ]  # fmt: skip
+
+
+def test_labels_are_numbered_by_sorted_name(tmp_path, jsonl) -> None:
+    for split in ("train", "dev", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", ["one", "two", "three"], ["b", "c", "a"])
+    labelled = load_labelled(tmp_path)
+    assert labelled.labels == ["a", "b", "c"]
+    assert labelled.splits["dev"]["label"].to_pylist() == [1, 2, 0]
+    assert labelled.identity() == load_labelled(tmp_path).identity()
+    jsonl(tmp_path / "dev.jsonl", ["one", "two", "three"], ["b", "c", "b"])
+    assert labelled.identity() != load_labelled(tmp_path).identity()
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_label_that_train_lacks_is_named(tmp_path, jsonl, split) -> None:
+    for name in ("train", "dev", "test"):
+        jsonl(tmp_path / f"{name}.jsonl", ["one", "two"], ["a", "b"])
+    jsonl(tmp_path / f"{split}.jsonl", ["one", "two"], ["a", "zebra"])
+    with pytest.raises(InputError, match=f"{split}.jsonl has the label 'zebra'"):
+        load_labelled(tmp_path)
+
+
+def test_tasks_that_cannot_be_finetuned_on(tmp_path, jsonl) -> None:
+    for name in ("train", "dev"):
+        jsonl(tmp_path / f"{name}.jsonl", ["one", "two"], ["a", "a"])
+    with pytest.raises(InputError, match=r"no test\.jsonl"):
+        load_labelled(tmp_path)
+    jsonl(tmp_path / "test.jsonl", ["one", "two"])
+    with pytest.raises(InputError, match="label"):
+        load_labelled(tmp_path)
+    jsonl(tmp_path / "test.jsonl", ["one", "two"], ["a", "a"])
+    with pytest.raises(InputError, match="the one label 'a'"):
+        load_labelled(tmp_path)

@@ -1,0 +1,180 @@
+"""Sets hold what the neighbours say, nothing of the task's own, nothing twice, and stay within their budgets."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
+from selection.building import build
+from selection.errors import InputError, NearkinError, StoreError
+from selection.guard import Duplicates, Guard, normalise
+from selection.index.search import NEIGHBOURS
+from selection.ingest import CorpusSpec
+from selection.querying import query
+from selection.selectors.knn import union
+from selection.task import Task, read_task
+from selection.tokens import count_tokens
+
+
+def run(store: Path, task: Path, out: Path, method: str = "knn", seed: int = 0, **budget: int) -> AugmentationSet:
+    return select(store, task, out, method, Budget(**budget), seed=seed)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(0, 9)), max_size=30, unique_by=lambda t: t[:2]))
+def test_union_keeps_each_passage_once_with_its_best_query(rows: list[tuple[int, int, int]]) -> None:
+    scores = [np.float32(1 - rank / 10 - query / 100) for query, rank, _ in rows]
+    columns = [[q for q, _, _ in rows], [r for _, r, _ in rows], [d for _, _, d in rows], scores]
+    table = pa.table([pa.array(c, t) for c, t in zip(columns, NEIGHBOURS.types, strict=True)], schema=NEIGHBOURS)
+    found = union(table)
+    seen: dict[int, list[tuple[int, float, int]]] = defaultdict(list)
+    for (q, rank, doc), score in zip(rows, scores, strict=True):
+        seen[doc].append((rank, -float(score), q))
+    expected = sorted((*min(places), doc, len(places)) for doc, places in seen.items())
+    got = [(r["rank"], -r["score"], r["query_id"], r["doc_id"], r["n_queries"]) for r in found.to_pylist()]
+    assert sorted(got) == expected
+    assert [g[:2] for g in got] == sorted(g[:2] for g in got)
+
+
+def test_knn_set_is_the_union_of_the_neighbours(built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path) -> None:
+    result = run(built, task_folder, tmp_path / "set", k=3)
+    neighbours = query(built, task_folder, 3).neighbours.to_pylist()
+    table = pq.read_table(tmp_path / "set" / "augmentation.parquet")
+    assert table.schema.equals(AUGMENTATION)
+    assert table.num_rows + result.removed.duplicates + sum(result.removed.leaks.values()) == len(
+        {n["doc_id"] for n in neighbours}
+    )
+    by_place = {(n["query_id"], n["rank"]): n for n in neighbours}
+    for row in table.to_pylist():
+        brought = by_place[row["query_id"], row["rank"]]
+        assert (brought["doc_id"], np.float32(brought["score"])) == (row["doc_id"], np.float32(row["score"]))
+        assert row["n_queries"] == sum(n["doc_id"] == row["doc_id"] for n in neighbours)
+        assert row["text"] == passages["text"][row["doc_id"]].as_py()
+        assert row["id"] == passages["id"][row["doc_id"]].as_py()
+        assert (row["method"], row["source"]) == ("knn", "docs")
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["passages"] == table.num_rows
+    assert manifest["tokens"] == int(count_tokens(table["text"], manifest["tokenizer"]).sum())
+
+
+def test_budgets_are_kept_and_nearly_used(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    for method in ("knn", "random"):
+        assert run(built, task_folder, tmp_path / f"{method}-docs", method, docs=37).table.num_rows == 37
+        by_tokens = run(built, task_folder, tmp_path / f"{method}-tokens", method, tokens=5000)
+        assert 5000 - 200 < by_tokens.tokens <= 5000
+        both = run(built, task_folder, tmp_path / f"{method}-both", method, docs=10, tokens=100_000)
+        assert both.table.num_rows == 10
+    with pytest.raises(NearkinError, match="how much"):
+        Budget()
+    with pytest.raises(NearkinError, match="at least 1"):
+        Budget(docs=0)
+
+
+def test_the_whole_corpus_can_be_asked_for(
+    built: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(built, task_folder, tmp_path / "all", "random", docs=10_000)
+    assert result.table.num_rows + result.removed.duplicates == 600
+    assert "not reached" in caplog.text
+    assert run(built, task_folder, tmp_path / "near", docs=10_000).table.num_rows == result.table.num_rows
+
+
+def test_random_is_reproducible_by_seed_and_nested(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    first = run(built, task_folder, tmp_path / "a", "random", seed=1, docs=50).table
+    assert (tmp_path / "a" / "augmentation.parquet").read_bytes() == (
+        run(built, task_folder, tmp_path / "b", "random", seed=1, docs=50)
+        and (tmp_path / "b" / "augmentation.parquet").read_bytes()
+    )
+    assert run(built, task_folder, tmp_path / "c", "random", seed=2, docs=50).table["doc_id"] != first["doc_id"]
+    larger = run(built, task_folder, tmp_path / "d", "random", seed=1, docs=80).table
+    assert larger["doc_id"].to_pylist()[:50] == first["doc_id"].to_pylist()
+    assert set(first["query_id"].to_pylist()) == {-1}
+    assert first["score"].null_count == 50
+
+
+@pytest.fixture
+def leaky(tiny_encoder: Path, task_folder: Path, tmp_path: Path) -> tuple[Path, Task]:
+    """A store whose corpus holds the task's own texts, dressed up, and copies of one passage."""
+    task = read_task(task_folder)
+    texts = [t for split in ("train", "dev", "test") for t in task.splits[split]["text"].to_pylist()]
+    dressed = [f"  << {t.upper()} >>\t" for t in texts]
+    honest = ["One honest passage about graphs.", "one honest PASSAGE, about graphs!", "Another passage about arrays."]
+    pq.write_table(pa.table({"text": dressed + honest}), tmp_path / "leaky.parquet")
+    build(tmp_path / "leaky", [CorpusSpec("c", str(tmp_path / "leaky.parquet"))], encoder=str(tiny_encoder))
+    return tmp_path / "leaky", task
+
+
+@pytest.mark.parametrize("method", ["knn", "random"])
+def test_nothing_of_the_task_is_selected(
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path, method: str
+) -> None:
+    store, task = leaky
+    result = run(store, task_folder, tmp_path / "set", method, docs=1000)
+    assert sorted(result.table["doc_id"].to_pylist()) in ([80, 82], [81, 82])
+    sizes = {split: table.num_rows for split, table in task.splits.items()}
+    assert result.removed.leaks == sizes
+    assert result.removed.duplicates == 1
+
+
+def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("Another passage: about arrays\n\n", encoding="utf-8")
+    result = select(leaky[0], task_folder, tmp_path / "set", "knn", Budget(docs=9), exclude=[tmp_path / "other.txt"])
+    assert result.table.num_rows == 1
+    assert result.removed.leaks["excluded"] == 1
+
+
+def test_nothing_left_is_an_error_and_writes_nothing(leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing was selected"):
+        run(leaky[0], task_folder, tmp_path / "set", "random", tokens=1)
+    assert not (tmp_path / "set").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_existing_folder_is_kept_unless_told(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    run(built, task_folder, tmp_path / "set", docs=5)
+    before = (tmp_path / "set" / "augmentation.parquet").read_bytes()
+    with pytest.raises(NearkinError, match="exists already"):
+        run(built, task_folder, tmp_path / "set", docs=6)
+    assert (tmp_path / "set" / "augmentation.parquet").read_bytes() == before
+    select(built, task_folder, tmp_path / "set", "random", Budget(docs=6), overwrite=True)
+    assert pq.read_table(tmp_path / "set" / "augmentation.parquet").num_rows == 6
+
+
+def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="written by tiny-encoder, not by all-MiniLM-L6-v2"):
+        select(built, task_folder, tmp_path / "set", "knn", Budget(k=1), encoder="all-MiniLM-L6-v2")
+
+
+def test_normalised_texts() -> None:
+    same = pa.array(["The <<cat>> sat.", "the cat  SAT", "ｔｈｅ cat, sat!"])
+    assert len(set(normalise(same).to_pylist())) == 1
+    distinct = pa.array(["♥♥", "♠", "naïve", "naive", "हिन्दी", "हन्द"])
+    assert len(set(normalise(distinct).to_pylist())) == 6
+
+
+@given(st.lists(st.sampled_from("abcdefg"), max_size=30), st.integers(0, 30))
+def test_duplicates_are_found_within_and_across_blocks(texts: list[str], cut: int) -> None:
+    seen, kept = Duplicates(), []
+    for block in (texts[:cut], texts[cut:]):
+        array = pa.array(block, pa.large_string())
+        fresh = np.flatnonzero(~seen.repeated(array))
+        kept += array.take(pa.array(fresh)).to_pylist()
+        seen.add(array.take(pa.array(fresh)))
+    assert kept == list(dict.fromkeys(texts))
+
+
+def test_a_text_is_counted_once_as_a_leak(task_folder: Path) -> None:
+    task = read_task(task_folder)
+    twice = Task(task.path, {**task.splits, "dev": task.splits["test"]})
+    texts = normalise(task.splits["test"]["text"])
+    reasons = Guard.of(twice).reasons(texts)
+    assert reasons["test"].all()
+    assert not reasons["dev"].any()

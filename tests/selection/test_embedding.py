@@ -1,0 +1,174 @@
+"""The encoder is sentence-transformers' own output; a resumed build gives the same bytes; stale shards are redone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selection import embedding
+from selection.building import build
+from selection.embedding import Embeddings
+from selection.encoders import load_encoder
+from selection.errors import ModelError, StoreError
+from selection.ingest import CorpusSpec
+from selection.models import resolve_model
+from selection.store import Store
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    monkeypatch.setattr(embedding, "SAVE_EVERY_SECONDS", 0.0)
+
+
+def digests(store: Path) -> dict[str, str]:
+    files = sorted([*store.glob("embeddings/*/*.arrow"), *store.glob("index/*/*"), store / "manifest.json"])
+    return {str(f.relative_to(store)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_vectors_are_sentence_transformers_own(passages: pa.Table, built: Path, tiny_encoder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    expected = model.encode(passages["text"].to_pylist(), normalize_embeddings=True)
+    stored = np.concatenate(list(Embeddings(Store(built), "tiny-encoder")))
+    assert stored.dtype == np.float16
+    assert stored.shape == (600, 32)
+    np.testing.assert_allclose(stored, expected, atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(stored.astype(np.float32), axis=1), 1, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_default_encoder_is_sentence_transformers_own(passages: pa.Table) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = passages["text"].slice(0, 48)
+    expected = SentenceTransformer(str(resolve_model("all-MiniLM-L6-v2")), device="cpu").encode(
+        texts.to_pylist(), normalize_embeddings=True
+    )
+    np.testing.assert_allclose(load_encoder("all-MiniLM-L6-v2", device="cpu").encode(texts), expected, atol=1e-5)
+    half = load_encoder("all-MiniLM-L6-v2", "bf16", device="cpu").encode(texts)
+    assert (half * expected).sum(axis=1).min() > 0.995
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_stopped_build_resumes_to_the_same_bytes(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = CorpusSpec("docs", str(corpus_file))
+    build(tmp_path / "whole", [spec], encoder=str(tiny_encoder))
+    undisturbed = digests(tmp_path / "whole")
+    real, calls = embedding._encode_shard, []
+
+    def stopping(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embedding, "_encode_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "resumed", [spec], encoder=str(tiny_encoder))
+    assert len(list((tmp_path / "resumed").glob("embeddings/*/*.arrow"))) == 3
+    result = build(tmp_path / "resumed")
+    assert len(calls) == 4 + len(result.plan.embedding.todo)
+    assert result.plan.embedding.reused >= 3 * 64
+    assert digests(tmp_path / "resumed") == undisturbed
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_only_changed_text_is_embedded_again(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = passages.select(["id", "text"])
+    pq.write_table(table, path, row_group_size=64)
+    build(tmp_path / "store", [CorpusSpec("a", str(path))], encoder=str(tiny_encoder))
+    texts = table["text"].to_pylist()
+    texts[100] = "A different passage altogether."
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), path, row_group_size=64)
+    result = build(tmp_path / "store")
+    assert len(result.plan.embedding.todo) == 1
+    rebuilt = np.concatenate(list(Embeddings(Store(tmp_path / "store"), "tiny-encoder")))
+    build(tmp_path / "fresh", [CorpusSpec("a", str(path))], encoder=str(tiny_encoder))
+    fresh = np.concatenate(list(Embeddings(Store(tmp_path / "fresh"), "tiny-encoder")))
+    np.testing.assert_array_equal(rebuilt, fresh)
+
+
+def test_changed_encoder_makes_all_anew(store: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_encoder, tmp_path / "other" / "tiny-encoder"))
+    assert len(build(store, encoder=str(other)).plan.embedding.todo) == 0
+    settings = json.loads((other / "sentence_bert_config.json").read_text())
+    settings["max_seq_length"] = 16
+    (other / "sentence_bert_config.json").write_text(json.dumps(settings))
+    result = build(store, encoder=str(other))
+    assert result.plan.embedding.reused == 0
+    assert Store(store).manifest.encoders["tiny-encoder"].fingerprint == load_encoder(str(other)).fingerprint
+
+
+def test_added_corpus_leaves_the_rest(store: Path, passages: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
+    result = build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+    assert result.plan.embedding.passages == 20
+    assert result.plan.embedding.reused == 600
+    assert Store(store).corpus.take(np.array([605]))["source"].to_pylist() == ["more"]
+
+
+def test_stale_or_damaged_shards_are_never_used(store: Path) -> None:
+    part = next(store.glob("embeddings/*/part-00000.arrow"))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    with pytest.raises(StoreError, match="changed or damaged"):
+        list(Embeddings(Store(store), "tiny-encoder"))
+    assert len(build(store).plan.embedding.todo) == 1
+    assert part.read_bytes() == whole
+
+
+def test_unknown_models_and_pickled_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no-such-model is not on this machine"):
+        load_encoder("no-such-model")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match="no safetensors"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(ModelError, match="not a model folder"):
+        load_encoder(str(tmp_path.parent))
+
+
+@pytest.mark.slow
+def test_killed_build_resumes_to_the_same_bytes(passages: pa.Table, tmp_path: Path) -> None:
+    """kill -9, the real encoder, the real command line; then byte for byte the undisturbed build."""
+    (tmp_path / "docs").mkdir()
+    for i in range(5):
+        pq.write_table(passages.slice(i * 60, 60), tmp_path / "docs" / f"{i}.parquet")
+    command = [sys.executable, "-m", "nearkin", "build", "store", "--corpus", f"docs={tmp_path / 'docs'}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"}
+    store = tmp_path / "killed" / "store"
+    store.parent.mkdir()
+    process = subprocess.Popen(command, cwd=store.parent, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("embeddings/*/part-00001.arrow")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (store / "index").exists()
+    again = subprocess.run(command, cwd=store.parent, env=environment, check=True, capture_output=True, text=True)
+    assert "kept" in again.stdout
+    whole = tmp_path / "whole" / "store"
+    whole.parent.mkdir()
+    subprocess.run(command, cwd=whole.parent, env=environment, check=True, capture_output=True)
+    parts = sorted(p.name for p in whole.glob("embeddings/*/*.arrow"))
+    assert parts == [f"part-{i:05d}.arrow" for i in range(5)]
+    assert digests(store) == digests(whole)

@@ -1,0 +1,186 @@
+"""What comes out of a store's corpora is what went in, whatever the format, and every dropped row is counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selection import ingest as module
+from selection.errors import InputError
+from selection.files import TextFingerprint
+from selection.ingest import CorpusSpec, find_files, ingest, parse_corpus
+from selection.store import CorpusEntry, Store
+from selection.tokens import count_tokens
+
+
+def scan(folder: Path, location: object, **options: object) -> tuple[Store, CorpusEntry]:
+    store = Store(folder / "store", create=True)
+    with store.lock():
+        entry = ingest(store, CorpusSpec("c", str(location), **options))  # type: ignore[arg-type]
+        store.manifest.corpora = [entry]
+        store.save()
+    return store, entry
+
+
+def all_rows(store: Store) -> pa.Table:
+    return store.corpus.take(np.arange(len(store.corpus)))
+
+
+@pytest.fixture(scope="module")
+def small(passages: pa.Table) -> pa.Table:
+    return passages.slice(0, 50).select(["id", "text", "package"])
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"])
+def test_every_format_gives_the_same_passages(kind: str, small: pa.Table, tmp_path: Path) -> None:
+    path = tmp_path / f"file.{kind}"
+    lines = "\n".join(json.dumps(row) for row in small.to_pylist()).encode()
+    if kind == "txt":
+        path.write_text("\n".join(small["text"].to_pylist()), encoding="utf-8")
+    elif kind == "csv":
+        pacsv.write_csv(small, path)
+    elif kind == "parquet":
+        pq.write_table(small, path)
+    elif kind == "arrow":
+        with pa.ipc.new_file(str(path), small.schema) as writer:
+            writer.write_table(small, max_chunksize=7)
+    else:
+        compress = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[kind]
+        path.write_bytes(compress(lines))
+    store, entry = scan(tmp_path, path)
+    rows = all_rows(store)
+    assert rows["text"].to_pylist() == small["text"].to_pylist()
+    assert entry.blank == 0
+    assert rows["id"].to_pylist() == ([f"c:{i}" for i in range(50)] if kind == "txt" else small["id"].to_pylist())
+    assert set(rows["source"].to_pylist()) == {"c"}
+    in_place = kind in {"parquet", "arrow"}
+    assert [f.path for f in entry.in_use] == ([str(path.resolve())] if in_place else ["corpus/c/part-00000.parquet"])
+
+
+def test_converted_corpora_keep_other_columns(small: pa.Table, tmp_path: Path) -> None:
+    pacsv.write_csv(small.append_column("source", small["package"]), tmp_path / "a.csv")
+    store, _ = scan(tmp_path, tmp_path / "a.csv")
+    part = pq.read_table(store.path / "corpus/c/part-00000.parquet")
+    assert part["package"].to_pylist() == small["package"].to_pylist()
+    assert part["source_"].to_pylist() == small["package"].to_pylist()
+
+
+def test_blank_and_filtered_rows_are_counted_and_left_out(small: pa.Table, tmp_path: Path) -> None:
+    texts = small["text"].to_pylist()
+    texts[3], texts[10], texts[49] = None, "   ", "\n\t"
+    pq.write_table(pa.table({"body": texts, "n": range(50)}), tmp_path / "a.parquet", row_group_size=8)
+    store, entry = scan(tmp_path, tmp_path / "a.parquet", text_column="body", where="n >= 5 and source = 'c'")
+    kept = [i for i in range(5, 50) if i not in {10, 49}]
+    assert (entry.blank, entry.filtered, entry.passages) == (3, 4, len(kept))
+    rows = all_rows(store)
+    assert rows["text"].to_pylist() == [texts[i] for i in kept]
+    assert rows["id"].to_pylist() == [f"c:{i}" for i in kept]
+    assert [f.path for f in entry.files] == ["corpus/c/keep-00000.arrow"]
+
+
+def test_rows_come_back_by_doc_id_across_shards(
+    passages: pa.Table, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    store, entry = scan(tmp_path, corpus_file)
+    assert len(entry.shards) > 5
+    assert sum(s.rows for s in entry.shards) == passages.num_rows == len(store.corpus)
+    ids = np.array([5, 599, 0, 130, 5, 64, 63])
+    assert store.corpus.take(ids)["id"].to_pylist() == passages["id"].take(pa.array(ids)).to_pylist()
+    joined = pa.concat_arrays([c for i in range(len(entry.shards)) for c in store.corpus.texts(i).chunks])
+    assert joined.to_pylist() == passages["text"].to_pylist()
+    with pytest.raises(IndexError):
+        store.corpus.take(np.array([600]))
+
+
+def test_chunks_are_short_and_lose_no_character(passages: pa.Table, tmp_path: Path) -> None:
+    long = [" ".join(passages["text"].slice(i, 5).to_pylist()) for i in range(0, 50, 5)]
+    pq.write_table(pa.table({"id": [f"d{i}" for i in range(10)], "text": long}), tmp_path / "long.parquet")
+    store, _ = scan(tmp_path, tmp_path / "long.parquet", chunk=48)
+    part = pq.read_table(store.path / "corpus/c/part-00000.parquet")
+    counts = count_tokens(part["text"], "all-MiniLM-L6-v2")
+    assert counts.max() <= 48
+    assert part.num_rows > 20
+    for i, text in enumerate(long):
+        mine = part.filter(pc.equal(part["parent"], f"d{i}"))
+        assert "".join("".join(mine["text"].to_pylist()).split()) == "".join(text.split())
+        assert mine["id"].to_pylist() == [f"d{i}#{n}" for n in range(mine.num_rows)]
+
+
+def test_a_sentence_that_fits_is_not_cut(tmp_path: Path) -> None:
+    sentences = ["The parser reads one sentence at a time.", "It then builds a tree of the words.", "Nothing is lost."]
+    (tmp_path / "a.txt").write_text(" ".join(sentences), encoding="utf-8")
+    store, _ = scan(tmp_path, tmp_path / "a.txt", chunk=12)
+    assert all_rows(store)["text"].to_pylist() == sentences
+
+
+def test_folders_globs_and_hub_folders(small: pa.Table, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for i in range(3):
+        pq.write_table(small.slice(i * 10, 10), folder / f"p{i}.parquet")
+    (folder / "README.txt").write_text("not a passage", encoding="utf-8")
+    assert [p.name for p in find_files(str(folder))] == ["p0.parquet", "p1.parquet", "p2.parquet"]
+    assert [p.name for p in find_files(str(folder / "*[02].parquet"))] == ["p0.parquet", "p2.parquet"]
+    store, _ = scan(tmp_path, folder)
+    assert all_rows(store)["id"].to_pylist() == small["id"].to_pylist()[:30]
+    (folder / "README.txt").unlink()
+    hub, _ = scan(tmp_path / "hub", f"hf://{folder}:train")
+    assert all_rows(hub)["text"].to_pylist() == small["text"].to_pylist()[:30]
+
+
+def test_a_scan_is_reused_until_a_file_changes(small: pa.Table, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(small, path)
+    store, first = scan(tmp_path, path)
+    with store.lock():
+        assert ingest(store, CorpusSpec("c", str(path))) is store.manifest.corpora[0]
+        pq.write_table(small.slice(1), path)
+        assert ingest(store, CorpusSpec("c", str(path))).passages == first.passages - 1
+
+
+def test_where_sees_rows_and_no_files(small: pa.Table, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(small, path)
+    with pytest.raises(InputError, match="does not work on corpus c"):
+        scan(tmp_path, path, where="nothing = 1")
+    with pytest.raises(InputError, match="does not work"):
+        scan(tmp_path, path, where=f"id in (select id from '{path}')")
+    with pytest.raises(InputError, match="not a condition"):
+        scan(tmp_path, path, where="length(text)")
+
+
+def test_corpus_names() -> None:
+    assert parse_corpus("a=b=c") == ("a", "b=c")
+    for bad in ("a", "=x", "a=", "../a=x", "a/b=x"):
+        with pytest.raises(InputError):
+            parse_corpus(bad)
+
+
+@given(st.lists(st.text(max_size=8), max_size=20), st.lists(st.integers(0, 20), max_size=4))
+def test_text_fingerprint_depends_on_texts_alone(texts: list[str], cuts: list[int]) -> None:
+    def value(parts: list[pa.Array]) -> str:
+        fingerprint = TextFingerprint()
+        for part in parts:
+            fingerprint.update(part)
+        return fingerprint.value()
+
+    clean = [t.encode("utf-8", "ignore").decode() for t in texts]
+    array = pa.array(clean, pa.string())
+    edges = [0, *sorted(min(c, len(clean)) for c in cuts), len(clean)]
+    pieces = [array.slice(a, b - a).cast(pa.large_string()) for a, b in zip(edges, edges[1:], strict=False)]
+    assert value(pieces) == value([array])
+    assert value([pa.array([*clean, "x"])]) != value([array])
+    assert value([pa.array(["ab", "c"])]) != value([pa.array(["a", "bc"])])
