@@ -17,7 +17,7 @@ from adaptation.finetune import LARGE_TASK, FinetuneSettings, SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit, use_bf16
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
 from adaptation.tasks import LabelledTask, Metric
-from adaptation.training import SteadyTrainer, training_arguments
+from adaptation.training import SteadyTrainer, processes, training_arguments
 
 
 class Finetuning:
@@ -34,9 +34,7 @@ class Finetuning:
     def __init__(
         self, folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: Metric, say: Callable[[str], None]
     ) -> None:
-        from accelerate import PartialState  # type: ignore[import-untyped]
-
-        self._processes = PartialState()
+        self._processes = processes()
         self._folder, self._task, self._settings, self._metric, self._say = folder, task, settings, metric, say
         self.bf16 = use_bf16(settings.bf16)
         tokenizer = load_tokenizer(folder)
@@ -45,9 +43,9 @@ class Finetuning:
         self.splits = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
         train = len(self.splits["train"])
         self.epochs = settings.epochs or (3 if train > LARGE_TASK else 10)
-        processes = self._processes.num_processes
-        self._per_device = max(settings.batch_size // processes, 1)
-        self.steps = math.ceil(train / (self._per_device * processes))
+        count = self._processes.num_processes
+        self._per_device = max(settings.batch_size // count, 1)
+        self.steps = math.ceil(train / (self._per_device * count))
 
     @property
     def is_main_process(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,4 +194,6 @@ def run_finetune(options: argparse.Namespace) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, flush=True)
+    # Under `accelerate launch` or torchrun every process runs the command; one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence, flush=True)

@@ -162,14 +162,13 @@ class _Run:
         held_out: Path | None,
         say: Callable[[str], None],
     ) -> None:
-        from accelerate import PartialState  # type: ignore[import-untyped]
         from transformers import set_seed
 
         from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder, use_bf16
         from adaptation.masking import Epoch, Masker, Pieces
-        from adaptation.training import MaskedRows
+        from adaptation.training import MaskedRows, processes
 
-        self.processes = PartialState()
+        self.processes = processes()
         self.say = say if self.processes.is_main_process else logger.debug
         self.name, self.out, self.settings = model, out, settings
         self.folder = transformer_folder(model)

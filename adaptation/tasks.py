@@ -37,7 +37,8 @@ def cards() -> dict[str, dict[str, Any]]:
     """
     try:
         folder = files(CARDS)
-    except ModuleNotFoundError:  # a source checkout, where the folder has another name
+    except (ModuleNotFoundError, NotADirectoryError):
+        # A source checkout has the folder under another name; Python cannot list the one an editable install maps.
         folder = Path(__file__).resolve().parent.parent / "data"
     found = {}
     for file in sorted(folder.iterdir(), key=lambda f: f.name):

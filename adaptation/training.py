@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -54,6 +55,8 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         save_total_limit=1,
         logging_steps=max(steps // 50, 1),
         logging_nan_inf_filter=False,
+        log_level="error",
+        log_level_replica="error",
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -61,6 +64,15 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         **ADAM,
         **others,
     )
+
+
+def processes() -> Any:
+    """accelerate's state of the processes that train together, as Trainer sees it.
+
+    It is asked of TrainingArguments, since a state made without them takes several processes on CPUs for one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return TrainingArguments(output_dir=folder, report_to="none").distributed_state
 
 
 class EpochClock(TrainerCallback):  # type: ignore[misc]

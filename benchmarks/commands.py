@@ -3,7 +3,143 @@
 from __future__ import annotations
 
 import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selection.commands import add_command, positive
+from selection.models import DEFAULT_ENCODER
+
+if TYPE_CHECKING:
+    from benchmarks.results import Row
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds this floor's commands."""
+    demo = add_command(
+        commands,
+        "demo",
+        run_demo,
+        "all of it on the docstrings of the installed packages, in minutes",
+        "nearkin demo\nnearkin demo --out somewhere --seed 1",
+    )
+    demo.add_argument("--out", metavar="DIR", default="nearkin-demo", help="where it works (default: nearkin-demo)")
+    demo.add_argument("--seed", type=int, default=0)
+    bench = add_command(commands, "bench", None, "the measurements, peers in the same run")
+    benches = bench.add_subparsers(metavar="BENCHMARK", required=True)
+    _register_throughput(benches)
+    _register_search(benches)
+    _register_memory(benches)
+
+
+def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "throughput",
+        run_throughput,
+        "encoding speed beside sentence-transformers' own encode",
+        "nearkin bench throughput $NEARKIN_DATA/corpora/biomed.parquet --out throughput.parquet",
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="a corpus as --corpus takes it")
+    parser.add_argument("--passages", type=positive, default=1024, help="drawn from it (default: 1024)")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
+    parser.add_argument("--device")
+    _shared(parser)
+
+
+def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "search",
+        run_search,
+        "neighbour search over a store beside brute force in NumPy",
+        "nearkin bench search store tasks/chemprot -k 50",
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("-k", type=positive, default=50)
+    parser.add_argument("--encoder")
+    _shared(parser)
+
+
+def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "memory",
+        run_memory,
+        "peak memory of a build, and of one several times as large",
+        "nearkin bench memory $NEARKIN_DATA/corpora/biomed.parquet --repeat 4 --max-tokens 16",
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="one Parquet file")
+    parser.add_argument("--repeat", type=positive, default=4)
+    parser.add_argument("--max-tokens", type=positive, help="cut the encoder's input, to finish in minutes")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=positive, default=3, help="timed rounds (default: 3)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from benchmarks.demo import demo, table, took
+
+    start = time.perf_counter()
+    arms = demo(args.out, seed=args.seed, overwrite=True, say=lambda line: print(line, flush=True))
+    print("\n" + "\n".join(table(arms)))
+    print(took(time.perf_counter() - start))
+    return 0
+
+
+def run_throughput(args: argparse.Namespace) -> int:
+    from benchmarks.throughput import throughput
+
+    rows = throughput(
+        args.corpus,
+        passages=args.passages,
+        rounds=args.rounds,
+        text_column=args.text_column,
+        encoder=args.encoder,
+        device=args.device,
+        say=lambda line: print(line, flush=True),
+    )
+    return _finish(rows, args.out)
+
+
+def run_search(args: argparse.Namespace) -> int:
+    from benchmarks.search import search
+
+    rows = search(
+        args.store,
+        args.task,
+        args.k,
+        rounds=args.rounds,
+        encoder=args.encoder,
+        say=lambda line: print(line, flush=True),
+    )
+    return _finish(rows, args.out)
+
+
+def run_memory(args: argparse.Namespace) -> int:
+    from benchmarks.memory import memory
+
+    rows = memory(
+        args.corpus,
+        repeat=args.repeat,
+        text_column=args.text_column,
+        encoder=args.encoder,
+        max_tokens=args.max_tokens,
+        say=lambda line: print(line, flush=True),
+    )
+    return _finish(rows, args.out)
+
+
+def _finish(rows: list[Row], out: Path | None) -> int:
+    from benchmarks.results import format_rows, machine, write_rows
+
+    write_rows(rows, out)
+    print("\n".join(["", *format_rows(rows), machine()]))
+    return 0

@@ -10,6 +10,14 @@ import pytest
 from selection.models import quiet_libraries, resolve_model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    # Threads that wait for each other over matrices this small cost 15 times the work on a busy machine.
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
     """Distinct English sentences of the Python reference, which every installation has."""

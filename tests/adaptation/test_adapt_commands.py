@@ -54,8 +54,8 @@ def test_building_the_command_line_loads_no_model_library() -> None:
 def test_adapt_then_finetune(parser, tmp_path, tiny_model, marked_task, capsys) -> None:
     model, results = tmp_path / "model", tmp_path / "results"
     options = parser.parse_args(
-        ["adapt", "--model", tiny_model("bert-encoder"), "--text", str(marked_task), "--out", str(model), "--steps", "6",
-         "--batch-size", "32", "--lr", "1e-3", "--head-warmup", "3", "--whole-word", "--seed", "4"]
+        ["adapt", "--model", tiny_model("bert-encoder"), "--text", str(marked_task), "--out", str(model),
+         "--steps", "6", "--batch-size", "32", "--lr", "1e-3", "--head-warmup", "3", "--whole-word", "--seed", "4"]
     )  # fmt: skip
     assert options.run(options) == 0
     printed = capsys.readouterr().out

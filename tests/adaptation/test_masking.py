@@ -57,7 +57,9 @@ def test_15_percent_of_tokens_are_chosen_and_split_80_10_10(pieces, tokenizer) -
 
 def test_masks_change_with_the_epoch_and_repeat_with_the_seed(pieces, tokenizer) -> None:
     batch = Pieces(pieces(64, False)).__getitems__(list(range(50)))
-    labels = [Masker.of(tokenizer, 0.15, seed, Epoch(epoch))(batch)["labels"] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    labels = [
+        Masker.of(tokenizer, 0.15, seed, Epoch(epoch))(batch)["labels"] for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
     assert torch.equal(labels[0], Masker.of(tokenizer, 0.15, 0, Epoch(0))(batch)["labels"])
     assert not torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[0], labels[2])
@@ -117,5 +119,7 @@ def test_grouping_by_length_saves_padding() -> None:
 
 
 def test_generators_differ_by_every_part() -> None:
-    draws = {float(torch.rand(1, generator=generator(*parts))) for parts in ((0, 1), (1, 0), (0, 0), (0, -1), (0, 1, 0))}
+    draws = {
+        float(torch.rand(1, generator=generator(*parts))) for parts in ((0, 1), (1, 0), (0, 0), (0, -1), (0, 1, 0))
+    }
     assert len(draws) == 5

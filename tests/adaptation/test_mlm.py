@@ -81,7 +81,9 @@ def test_new_head_starts_at_ln_vocabulary_and_warms_up_alone(tmp_path, tiny_mode
         if "pooler" not in name and "position_ids" not in name:
             assert torch.equal(warm[f"bert.{name}"], tensor), name
             assert torch.equal(before[f"bert.{name}"], tensor), name
-    assert not torch.equal(warm["cls.predictions.transform.dense.weight"], before["cls.predictions.transform.dense.weight"])
+    assert not torch.equal(
+        warm["cls.predictions.transform.dense.weight"], before["cls.predictions.transform.dense.weight"]
+    )
     assert not torch.equal(after["bert.encoder.layer.0.attention.self.query.weight"],
                            warm["bert.encoder.layer.0.attention.self.query.weight"])  # fmt: skip
     losses = result.held_out_loss
@@ -100,7 +102,7 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path, tiny_model, text
 
 @pytest.mark.parametrize("stop_at", [2, 5, 8])
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tiny_model, texts, monkeypatch, stop_at):
-    # 114 texts in steps of 32 are 4 steps an epoch: one stop within the first epoch, one within the second, one between.
+    # 114 texts in steps of 32 are 4 steps an epoch: stops within the first epoch, within the second, and between two.
     settings = replace(SMALL, checkpoint_minutes=0)
     whole = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "whole", settings=SMALL)
     step = adaptation.training.SteadyTrainer.training_step
@@ -151,6 +153,7 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path, tiny_model, texts, m
         return clip(trainer, model)
 
     monkeypatch.setattr(adaptation.training.SteadyTrainer, "_clip_grad_norm", spy)
+
     # Masks are drawn a micro-batch at a time, so they are pinned here; dropout is off for the same reason.
     def pinned(masker, ids, real, words, draws):
         chosen = (ids % 5 == 0) & real & ~torch.isin(ids, masker.special)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def test_cards_carry_the_published_sizes() -> None:
 def test_cards_are_found_in_a_checkout_and_in_an_installation(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "nearkin_cards").mkdir()
     (tmp_path / "nearkin_cards" / "mine.toml").write_text('name = "mine"\nkind = "task"\nmetric = "micro"\n')
-    monkeypatch.syspath_prepend(tmp_path)
+    # An editable install's own finders would mix this checkout's cards in.
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if "__editable__" not in p)])
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")])
+    monkeypatch.delitem(sys.modules, "nearkin_cards", raising=False)
     assert files("nearkin_cards").joinpath("mine.toml").is_file()
     tasks.cards.cache_clear()
     try:
@@ -40,6 +44,7 @@ def test_cards_are_found_in_a_checkout_and_in_an_installation(tmp_path: Path, mo
         assert metric_of("chemprot") == "macro"
     finally:
         tasks.cards.cache_clear()
+        sys.modules.pop("nearkin_cards", None)
 
 
 def test_metrics_are_the_papers() -> None:

@@ -29,7 +29,9 @@ def run(store: Path, task: Path, out: Path, method: str = "knn", seed: int = 0, 
     return select(store, task, out, method, Budget(**budget), seed=seed)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(0, 9)), max_size=30, unique_by=lambda t: t[:2]))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.integers(0, 9)), max_size=30, unique_by=lambda t: t[:2])
+)
 def test_union_keeps_each_passage_once_with_its_best_query(rows: list[tuple[int, int, int]]) -> None:
     scores = [np.float32(1 - rank / 10 - query / 100) for query, rank, _ in rows]
     columns = [[q for q, _, _ in rows], [r for _, r, _ in rows], [d for _, _, d in rows], scores]
@@ -44,7 +46,9 @@ def test_union_keeps_each_passage_once_with_its_best_query(rows: list[tuple[int,
     assert [g[:2] for g in got] == sorted(g[:2] for g in got)
 
 
-def test_knn_set_is_the_union_of_the_neighbours(built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path) -> None:
+def test_knn_set_is_the_union_of_the_neighbours(
+    built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path
+) -> None:
     result = run(built, task_folder, tmp_path / "set", k=3)
     neighbours = query(built, task_folder, 3).neighbours.to_pylist()
     table = pq.read_table(tmp_path / "set" / "augmentation.parquet")
@@ -131,7 +135,9 @@ def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: 
     assert result.removed.leaks["excluded"] == 1
 
 
-def test_nothing_left_is_an_error_and_writes_nothing(leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path) -> None:
+def test_nothing_left_is_an_error_and_writes_nothing(
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="nothing was selected"):
         run(leaky[0], task_folder, tmp_path / "set", "random", tokens=1)
     assert not (tmp_path / "set").exists()

@@ -30,7 +30,9 @@ def brute_force(
     return np.take_along_axis(scores, order, -1), order
 
 
-def assert_same_neighbours(found: pa.Table, corpus: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int) -> None:
+def assert_same_neighbours(
+    found: pa.Table, corpus: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], k: int
+) -> None:
     """The same scores; and the same passages, except among scores that float32 arithmetic cannot tell apart."""
     scores, ids = brute_force(corpus, queries, k)
     np.testing.assert_allclose(found["score"].to_numpy().reshape(-1, k), scores, atol=2e-6)
@@ -139,7 +141,9 @@ def test_auto_is_exact_until_it_is_not_affordable() -> None:
         plan_index(10, 384, "tree")
 
 
-def test_each_query_is_its_own_nearest_when_it_is_in_the_corpus(built: Path, passages: pa.Table, tmp_path: Path) -> None:
+def test_each_query_is_its_own_nearest_when_it_is_in_the_corpus(
+    built: Path, passages: pa.Table, tmp_path: Path
+) -> None:
     import json
 
     path = tmp_path / "t.jsonl"

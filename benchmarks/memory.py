@@ -1,0 +1,115 @@
+"""Peak memory of a build: what the encoder alone takes, the build of a corpus, and of that corpus several times over.
+
+Each is a process of its own, measured by the operating system when it has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.results import Row
+from selection.columnar import open_columnar
+from selection.errors import NearkinError
+from selection.ingest import find_files
+from selection.models import DEFAULT_ENCODER, resolve_model
+
+ENCODER_ALONE = """
+import sys
+import pyarrow.parquet as pq
+from sentence_transformers import SentenceTransformer
+texts = next(pq.ParquetFile(sys.argv[2]).iter_batches(2048, columns=[sys.argv[3]])).column(0).to_pylist()
+SentenceTransformer(sys.argv[1]).encode(texts, batch_size=32, normalize_embeddings=True)
+"""
+
+
+def memory(
+    corpus: Path | str,
+    *,
+    repeat: int = 4,
+    text_column: str = "text",
+    encoder: str = DEFAULT_ENCODER,
+    max_tokens: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """Measures peak resident memory, in bytes.
+
+    Args:
+        corpus: one Parquet file.
+        repeat: how often it is repeated in the large build; rows are rotated, so that no shard occurs twice.
+        max_tokens: cut the encoder's input, so that the large build takes minutes; memory beside the encoder is the same.
+
+    Returns:
+        One row a process: ``process``, ``passages``, ``seconds``, ``peak_mb``, ``over_encoder_mb``.
+    """
+    import json
+
+    source = find_files(str(corpus))[0]
+    if source.suffix != ".parquet":
+        raise NearkinError(f"{source}: the memory benchmark takes one Parquet file")
+    rows = open_columnar(source).rows
+    measured: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(shutil.copytree(resolve_model(encoder), Path(scratch) / "encoder"))
+        settings = model / "sentence_bert_config.json"
+        if max_tokens is not None:
+            settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": max_tokens}))
+        repeated = Path(scratch) / "repeated"
+        _repeat(source, repeated, repeat)
+        build = [sys.executable, "-m", "nearkin", "build"]
+        options = ["--encoder", str(model), "--text-column", text_column]
+        commands = {
+            "encoder alone (sentence-transformers)": (
+                [sys.executable, "-c", ENCODER_ALONE, str(model), str(source), text_column],
+                2048,
+            ),
+            "build": ([*build, f"{scratch}/one", "--corpus", f"c={source}", *options], rows),
+            f"build, corpus {repeat} times": (
+                [*build, f"{scratch}/many", "--corpus", f"c={repeated}", *options],
+                rows * repeat,
+            ),
+        }
+        for name, (command, passages) in commands.items():
+            peak, seconds = _peak(command)
+            base = measured[0]["peak_mb"] if measured else peak / 1e6
+            measured.append(
+                {
+                    "process": name,
+                    "passages": passages,
+                    "seconds": round(seconds, 1),
+                    "peak_mb": peak / 1e6,
+                    "over_encoder_mb": peak / 1e6 - base,
+                }
+            )
+            say(f"{name}: {passages:,} passages, {seconds:.0f} s, peak {peak / 1e6:.0f} MB")
+    return measured
+
+
+def _repeat(source: Path, folder: Path, times: int) -> None:
+    folder.mkdir()
+    table = pq.read_table(source)
+    for number in range(times):
+        order = np.roll(np.arange(table.num_rows), 1000 * number + number)
+        pq.write_table(table.take(order), folder / f"{number:02d}.parquet", compression="zstd", row_group_size=20_000)
+
+
+def _peak(command: list[str]) -> tuple[int, float]:
+    """Peak resident bytes and seconds of a process that must succeed."""
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise NearkinError(f"`{' '.join(command[:4])} ...` failed with exit code {process.returncode}")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return usage.ru_maxrss * scale, time.perf_counter() - start

@@ -1,0 +1,62 @@
+"""Benchmark rows: one dict a measurement, with the machine and versions it was made on; a table and a Parquet file."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selection.augmentation import versions
+from selection.files import atomic_write
+
+Row = dict[str, Any]
+
+
+def machine() -> str:
+    """The processor's name and the threads torch uses."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+
+
+def write_rows(rows: Sequence[Row], out: Path | None) -> None:
+    """Writes rows to a Parquet file, each with time, machine and versions."""
+    if out is None:
+        return
+    common = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
+    }
+    with atomic_write(out) as aside:
+        pq.write_table(pa.Table.from_pylist([{**row, **common} for row in rows]), aside)
+
+
+def format_rows(rows: Sequence[Row]) -> list[str]:
+    """Rows as the lines of a table, columns in the first row's order."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+        return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
+
+    names = list(rows[0])
+    cells = [[cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
+    return [
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [names, *cells]
+    ]
