@@ -23,10 +23,11 @@ from selection.ingest import CorpusSpec
 from selection.models import DEFAULT_ENCODER
 from selection.querying import query
 
-PASSAGES = 3000
-TOKENS = 40_000
-STEPS = 40
-BATCH = 32
+PASSAGES = 2000
+TOKENS = 30_000
+STEPS = 24
+BATCH = 24
+EPOCHS = 4
 ARMS: dict[str, str | None] = {"none": None, "TAPT": None, "RAND-TAPT": "random", "kNN-TAPT": "knn"}
 
 
@@ -55,7 +56,7 @@ def demo(
     """
     folder = Path(folder)
     say("1  harvesting docstrings of the installed packages")
-    harvested = harvest(passages=PASSAGES, seed=seed)
+    harvested = harvest(passages=PASSAGES, seed=seed, dev=100, test=300)
     corpus, task = write_harvest(harvested, folder / "harvest")
     say(f"   {harvested.corpus.num_rows:,} passages; task: which of {', '.join(harvested.labels)} does a text document")
     say("2  nearkin build")
@@ -76,8 +77,8 @@ def demo(
         )
     say(f"5  nearkin adapt and finetune, four arms; base {DEFAULT_ENCODER}")
     arms = []
-    for name, method in ARMS.items():
-        arms.append(_run_arm(name, method, folder, task, sets.get(method or ""), seed, overwrite))
+    for name, chosen in ARMS.items():
+        arms.append(_run_arm(name, chosen, folder, task, sets.get(chosen or ""), seed, overwrite))
         say(f"   {name}: F1 {arms[-1].f1:.1f}")
     write_json(folder / "results.json", [asdict(arm) for arm in arms])
     return arms
@@ -104,7 +105,7 @@ def _run_arm(
         out = folder / "models" / name
         adapted = adapt(model, texts, out, settings=settings, held_out=task / "dev.jsonl", overwrite=overwrite)
         model = str(out)
-    training = FinetuneSettings(seeds=1, epochs=6, learning_rate=1e-4)
+    training = FinetuneSettings(seeds=1, epochs=EPOCHS, learning_rate=1e-4)
     result = finetune(model, task, folder / "results" / name, settings=training, overwrite=overwrite)
     return Arm(
         name,

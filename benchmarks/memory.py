@@ -46,7 +46,7 @@ def memory(
     Args:
         corpus: one Parquet file.
         repeat: how often it is repeated in the large build; rows are rotated, so that no shard occurs twice.
-        max_tokens: cut the encoder's input, so that the large build takes minutes; memory beside the encoder is the same.
+        max_tokens: cut the encoder's input, so that the large build takes minutes.
 
     Returns:
         One row a process: ``process``, ``passages``, ``seconds``, ``peak_mb``, ``over_encoder_mb``.

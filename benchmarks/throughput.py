@@ -1,4 +1,4 @@
-"""Encoding speed: the build's embedding stage beside sentence-transformers' own ``encode``, on the same texts in one run.
+"""Encoding speed: the build's embedding stage beside sentence-transformers' own ``encode``, same texts, same run.
 
 Rounds alternate, so that a machine that slows down slows both; the ratio is that of the medians.
 """

@@ -116,12 +116,12 @@ def build(
     finished = False
     try:
         with opened.lock():
+            if not opened.manifest.corpora and not corpora:
+                raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
+            model = _encoder(opened, encoder, precision, device)
             start = time.perf_counter()
             _ingest_all(opened, corpora)
-            if not opened.manifest.corpora:
-                raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
             seconds["ingest"] = time.perf_counter() - start
-            model = _encoder(opened, encoder, precision, device)
             plan = plan_build(opened, model, index)
             for line in plan.lines():
                 report(line)

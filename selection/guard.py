@@ -50,7 +50,7 @@ class Guard:
         return cls(forbidden)
 
     def reasons(self, normalised: pa.Array) -> dict[str, npt.NDArray[np.bool_]]:
-        """For each reason, which of `normalised` (bool [n]) it forbids; a text counts once, test first."""
+        """For each reason, which of `normalised` (bool [n]) it forbids; each text once, test first."""
         taken = np.zeros(len(normalised), dtype=bool)
         found = {}
         for reason in sorted(self.forbidden, key=_PRIORITY.index):
@@ -77,7 +77,9 @@ class Duplicates:
         codes = pc.dictionary_encode(normalised).indices.to_numpy()
         first = np.zeros(len(codes), dtype=bool)
         first[np.unique(codes, return_index=True)[1]] = True
-        before: npt.NDArray[np.bool_] = np.asarray(pc.is_in(normalised, value_set=self._seen).to_numpy(zero_copy_only=False))
+        before: npt.NDArray[np.bool_] = np.asarray(
+            pc.is_in(normalised, value_set=self._seen).to_numpy(zero_copy_only=False)
+        )
         return np.logical_or(~first, before)
 
     def add(self, normalised: pa.Array) -> None:

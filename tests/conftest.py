@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny sentence encoder, real passages (docstrings of installed packages), a small store, the CLI."""
+"""Shared fixtures: a tiny sentence encoder, real passages (docstrings of packages), a small store, the CLI."""
 
 from __future__ import annotations
 

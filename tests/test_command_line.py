@@ -1,0 +1,228 @@
+"""The contracts of the command line, and bad input: one plain sentence, exit code 1, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+
+from tests.conftest import Cli
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    ignored = {".lock", ".checked.json"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ignored
+    }
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, err = result
+    assert code == 1
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("nearkin: ")
+    assert "internal error" not in lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+def test_build_query_select_verify(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    store, chosen = tmp_path / "store", tmp_path / "set"
+    code, out, _ = cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", tiny_encoder, "--dry-run")
+    assert code == 0
+    assert "600 of 600 passages to embed" in out
+    assert "dry run" in out
+    assert not list(store.glob("embeddings/*"))
+    code, out, _ = cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", tiny_encoder)
+    assert code == 0
+    assert "600 passages embedded" in out
+    code, out, _ = cli("query", store, task_folder, "-k", 2, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["query_id"] for line in lines] == list(range(40))
+    assert list(lines[0]) == ["query_id", "text", "neighbours"]
+    assert list(lines[0]["neighbours"][0]) == ["rank", "doc_id", "id", "source", "score", "text"]
+    code, out, _ = cli("query", store, task_folder, "--limit", 1)
+    assert out.count("docs") >= 5
+    code, out, _ = cli("select", store, task_folder, "--method", "knn", "-k", 2, "--out", chosen)
+    assert code == 0
+    assert "share   docs 100.0%" in out
+    assert sorted(p.name for p in chosen.iterdir()) == ["augmentation.parquet", "manifest.json"]
+    assert cli("verify", store)[0] == 0
+    next(store.glob("embeddings/*/*.arrow")).write_bytes(b"damaged")
+    code, out, _ = cli("verify", store)
+    assert code == 1
+    assert "nearkin build" in out
+
+
+def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "faiss" in out
+    for command in ("build", "index", "query", "select", "verify", "adapt", "finetune", "demo", "bench"):
+        with pytest.raises(SystemExit) as stop:
+            cli(command, "--help")
+        assert stop.value.code == 0
+        assert command == "bench" or command == "verify" or "example" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli("build")
+    assert stop.value.code == 2
+
+
+def test_help_is_fast_because_it_loads_no_model_library() -> None:
+    code = "import sys, nearkin; nearkin.parser(); print([m for m in ('torch', 'transformers', 'faiss', 'datasets') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
+
+
+def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[str]]]:
+    """One broken corpus a kind, with words that its sentence must have."""
+    (folder / "empty").mkdir()
+    (folder / "empty.jsonl").touch()
+    good = folder / "good.parquet"
+    pq.write_table(passages, good)
+    (folder / "cut.parquet").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (folder / "utf.txt").write_bytes(b"one\ntwo\n\xff\xfe three\n")
+    (folder / "utf.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xff"}\n')
+    (folder / "utf.csv").write_bytes(b"text\none\n\xff\n")
+    (folder / "broken.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n{"text": \n{"text": "five"}\n')
+    (folder / "list.jsonl").write_text('{"text": "one"}\n[1, 2]\n')
+    (folder / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    (folder / "columns.csv").write_text("body,label\none,1\n")
+    (folder / "blank.txt").write_text("\n  \n\n")
+    (folder / "image.png").write_bytes(b"png")
+    pq.write_table(pa.table({"text": [1, 2, 3]}), folder / "numbers.parquet")
+    invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+    with pa.ipc.new_file(str(folder / "utf.arrow"), pa.schema([("text", pa.string())])) as writer:
+        writer.write_batch(pa.record_batch([invalid], names=["text"]))
+    return {
+        "missing": (folder / "nowhere.jsonl", ["does not exist"]),
+        "no match": (folder / "*.xyz", ["no file matches"]),
+        "empty folder": (folder / "empty", ["no file that nearkin reads"]),
+        "empty file": (folder / "empty.jsonl", ["is empty"]),
+        "truncated Parquet": (folder / "cut.parquet", ["not a whole Parquet file"]),
+        "invalid UTF-8, txt": (folder / "utf.txt", ["line 3", "UTF-8"]),
+        "invalid UTF-8, jsonl": (folder / "utf.jsonl", ["line 2", "UTF-8"]),
+        "invalid UTF-8, csv": (folder / "utf.csv", ["line 3", "UTF-8"]),
+        "invalid UTF-8, Arrow": (folder / "utf.arrow", ["UTF-8"]),
+        "broken line": (folder / "broken.jsonl", ["line 4", "broken JSON"]),
+        "not an object": (folder / "list.jsonl", ["line 2", "not a JSON object"]),
+        "cut gzip": (folder / "cut.jsonl.gz", ["cut.jsonl.gz"]),
+        "no text column": (folder / "columns.csv", ["no column 'text'", "body, label"]),
+        "text is not text": (folder / "numbers.parquet", ["int64, not text"]),
+        "blank": (folder / "blank.txt", ["no passage with text"]),
+        "unknown format": (folder / "image.png", ["unknown format"]),
+    }
+
+
+KINDS = [
+    "missing", "no match", "empty folder", "empty file", "truncated Parquet", "invalid UTF-8, txt", "invalid UTF-8, jsonl",
+    "invalid UTF-8, csv", "invalid UTF-8, Arrow", "broken line", "not an object", "cut gzip", "no text column",
+    "text is not text", "blank", "unknown format",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_corpora_are_refused(
+    kind: str, cli: Cli, passages: pa.Table, store: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    corpora = bad_corpora(tmp_path / "bad", passages)
+    assert sorted(corpora) == sorted(KINDS)
+    path, words = corpora[kind]
+    new = tmp_path / "new"
+    assert_refused(cli("build", new, "--corpus", f"c={path}", "--encoder", tiny_encoder), *words)
+    assert not new.exists()
+    before = snapshot(store)
+    assert_refused(cli("build", store, "--corpus", f"c={path}"), *words)
+    assert snapshot(store) == before
+
+
+def test_bad_arguments_are_refused(cli: Cli, store: Path, corpus_file: Path, task_folder: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    corpus = f"c={corpus_file}"
+    assert_refused(cli("build", new, "--corpus", str(corpus_file)), "NAME=PATH")
+    assert_refused(cli("build", new), "no corpus yet")
+    assert_refused(cli("build", new, "--corpus", corpus, "--corpus", corpus), "same name")
+    assert_refused(cli("build", new, "--corpus", corpus, "--encoder", "no-such-encoder"), "not on this machine")
+    assert_refused(cli("build", new, "--corpus", corpus, "--where", "nothing > 1"), "does not work", "nothing")
+    assert_refused(cli("build", new, "--corpus", "c=hf://no-such-owner/no-such-dataset"), "cannot be loaded")
+    assert not new.exists()
+    assert_refused(cli("query", new, task_folder), "not a store")
+    assert_refused(cli("query", task_folder, task_folder), "not a store")
+    assert_refused(cli("build", task_folder, "--corpus", corpus), "is not a store")
+    assert_refused(cli("query", store, tmp_path / "no-task"), "does not exist")
+    assert_refused(cli("query", store, task_folder, "--encoder", "all-MiniLM-L6-v2"), "written by tiny-encoder")
+    assert_refused(cli("query", store, task_folder, "--index", "ivf"), "nearkin index")
+    (tmp_path / "task").mkdir()
+    assert_refused(cli("query", store, tmp_path / "task"), "no train.jsonl")
+    (tmp_path / "task" / "train.jsonl").write_text('{"sentence": "x"}\n')
+    assert_refused(cli("query", store, tmp_path / "task"), "no column 'text'")
+
+
+def test_a_task_without_labels_is_refused_where_labels_are_needed(cli: Cli, tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    out = tmp_path / "out"
+    assert_refused(cli("finetune", "--model", "all-MiniLM-L6-v2", "--task", tmp_path, "--out", out), "label")
+    assert not out.exists()
+
+
+def test_k_larger_than_the_corpus_warns_and_clips(
+    cli: Cli, store: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, _ = cli("query", store, task_folder, "-k", 100_000, "--limit", 1, "--json")
+    assert code == 0
+    assert "more than the corpus holds" in caplog.text
+    assert len(json.loads(out)["neighbours"]) == 600
+
+
+def test_a_store_being_built_is_locked(cli: Cli, store: Path, task_folder: Path) -> None:
+    before = snapshot(store)
+    with FileLock(str(store / ".lock")):
+        assert_refused(cli("build", store), "another process is building")
+        assert_refused(cli("index", store), "another process is building")
+        assert cli("query", store, task_folder, "--limit", 1, "--json")[0] == 0
+    assert snapshot(store) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "kept"), [(1_000, 0), (30_000, 0), (60_000, 1)])
+def test_a_disk_that_fills_up(
+    limit: int, kept: int, passages: pa.Table, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Writes past `limit` bytes fail as on a full disk; a build with room then finishes what was begun."""
+    command = [sys.executable, "-m", "nearkin", "build", "store", "--encoder", str(tiny_encoder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+
+    def full() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    again = [*command, "--corpus", f"docs={corpus_file}"]
+    done = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, preexec_fn=full)
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    store = tmp_path / "store"
+    assert not [p for p in store.rglob("*") if p.name.endswith(".partial")]
+    assert len(list(store.glob("embeddings/*/*.arrow"))) == kept
+    assert not list(store.glob("index/*/faiss.index"))
+    finished = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert f"{600 if kept else 0:,} kept" in finished.stdout
+    assert subprocess.run([*command[:3], "verify", "store"], cwd=tmp_path, env=environment).returncode == 0
