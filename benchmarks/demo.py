@@ -28,6 +28,7 @@ TOKENS = 30_000
 STEPS = 24
 BATCH = 24
 EPOCHS = 4
+TRAIN, DEV, TEST = 200, 100, 300
 ARMS: dict[str, str | None] = {"none": None, "TAPT": None, "RAND-TAPT": "random", "kNN-TAPT": "knn"}
 
 
@@ -56,7 +57,7 @@ def demo(
     """
     folder = Path(folder)
     say("1  harvesting docstrings of the installed packages")
-    harvested = harvest(passages=PASSAGES, seed=seed, dev=100, test=300)
+    harvested = harvest(passages=PASSAGES, seed=seed, train=TRAIN, dev=DEV, test=TEST)
     corpus, task = write_harvest(harvested, folder / "harvest")
     say(f"   {harvested.corpus.num_rows:,} passages; task: which of {', '.join(harvested.labels)} does a text document")
     say("2  nearkin build")

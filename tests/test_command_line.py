@@ -82,7 +82,8 @@ def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_is_fast_because_it_loads_no_model_library() -> None:
-    code = "import sys, nearkin; nearkin.parser(); print([m for m in ('torch', 'transformers', 'faiss', 'datasets') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'faiss', 'datasets')"
+    code = f"import sys, nearkin; nearkin.parser(); print([m for m in {heavy} if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
@@ -129,10 +130,23 @@ def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[
 
 
 KINDS = [
-    "missing", "no match", "empty folder", "empty file", "truncated Parquet", "invalid UTF-8, txt", "invalid UTF-8, jsonl",
-    "invalid UTF-8, csv", "invalid UTF-8, Arrow", "broken line", "not an object", "cut gzip", "no text column",
-    "text is not text", "blank", "unknown format",
-]  # fmt: skip
+    "missing",
+    "no match",
+    "empty folder",
+    "empty file",
+    "truncated Parquet",
+    "invalid UTF-8, txt",
+    "invalid UTF-8, jsonl",
+    "invalid UTF-8, csv",
+    "invalid UTF-8, Arrow",
+    "broken line",
+    "not an object",
+    "cut gzip",
+    "no text column",
+    "text is not text",
+    "blank",
+    "unknown format",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,64 @@
+"""The benchmarks measure what they say, on a small scale; the demo runs end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import demo as demo_module
+from benchmarks.memory import memory
+from benchmarks.search import search
+from benchmarks.throughput import throughput
+from selection.building import index
+from tests.conftest import Cli
+
+
+def test_throughput_has_the_peer_in_the_same_run(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    rows = throughput(corpus_file, passages=100, rounds=1, encoder=str(tiny_encoder), precisions=("exact",))
+    assert [row["path"] for row in rows] == ["sentence-transformers encode", "nearkin embed, exact"]
+    assert rows[0]["ratio"] == 1
+    assert rows[1]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert all(row["passages_s"] > 0 and row["tokens_s"] > row["passages_s"] for row in rows)
+    out = tmp_path / "rows.parquet"
+    arguments = ["--passages", 50, "--rounds", 1, "--encoder", tiny_encoder, "--out", out]
+    assert cli("bench", "throughput", corpus_file, *arguments)[0] == 0
+    assert {"path", "ratio", "machine", "versions", "time"} <= set(pq.read_table(out).column_names)
+
+
+def test_search_agrees_with_brute_force(store: Path, task_folder: Path) -> None:
+    index(store, "ivf")
+    rows = {row["path"]: row for row in search(store, task_folder, 10, rounds=1)}
+    assert rows["nearkin flat"]["recall"] == pytest.approx(1, abs=0.01)
+    assert 0.8 < rows["nearkin ivf"]["recall"] <= 1
+    assert rows["nearkin flat"]["queries"] == 40
+
+
+@pytest.mark.slow
+def test_memory_counts_every_process(corpus_file: Path, tiny_encoder: Path) -> None:
+    rows = memory(corpus_file, repeat=2, encoder=str(tiny_encoder), max_tokens=16)
+    assert [row["passages"] for row in rows] == [2048, 600, 1200]
+    assert rows[0]["over_encoder_mb"] == 0
+    assert all(row["peak_mb"] > 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_demo_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole tour at a small size, twice: the same table but for the seconds."""
+    small = {"PASSAGES": 300, "TOKENS": 1500, "STEPS": 2, "BATCH": 4, "EPOCHS": 1, "TRAIN": 24, "DEV": 12, "TEST": 12}
+    for name, value in small.items():
+        monkeypatch.setattr(demo_module, name, value)
+    lines: list[str] = []
+    arms = demo_module.demo(tmp_path / "demo", say=lines.append)
+    assert [arm.arm for arm in arms] == ["none", "TAPT", "RAND-TAPT", "kNN-TAPT"]
+    assert all(arm.masked_lm_loss and arm.pretraining_tokens for arm in arms[1:])
+    assert all(0 <= arm.f1 <= 100 for arm in arms)
+    assert len(demo_module.table(arms)) == 5
+    assert json.loads((tmp_path / "demo" / "results.json").read_text())[0]["arm"] == "none"
+    again = demo_module.demo(tmp_path / "demo", overwrite=True)
+    for first, second in zip(arms, again, strict=True):
+        assert (first.f1, first.masked_lm_loss, first.passages) == (second.f1, second.masked_lm_loss, second.passages)
