@@ -27,7 +27,7 @@ PASSAGES = 2000
 TOKENS = 30_000
 STEPS = 24
 BATCH = 24
-EPOCHS = 4
+EPOCHS = 3
 TRAIN, DEV, TEST = 200, 100, 300
 ARMS: dict[str, str | None] = {"none": None, "TAPT": None, "RAND-TAPT": "random", "kNN-TAPT": "knn"}
 
@@ -101,12 +101,12 @@ def _run_arm(
     if name != "none":
         texts = [task] + ([folder / "sets" / method] if method else [])
         settings = AdaptSettings(
-            max_steps=STEPS, batch_size=BATCH, learning_rate=3e-4, head_warmup_steps=STEPS // 2, seed=seed
+            max_steps=STEPS, batch_size=BATCH, learning_rate=3e-4, head_warmup_steps=STEPS, seed=seed
         )
         out = folder / "models" / name
         adapted = adapt(model, texts, out, settings=settings, held_out=task / "dev.jsonl", overwrite=overwrite)
         model = str(out)
-    training = FinetuneSettings(seeds=1, epochs=EPOCHS, learning_rate=1e-4)
+    training = FinetuneSettings(seeds=1, epochs=EPOCHS, learning_rate=2e-4, max_tokens=64)
     result = finetune(model, task, folder / "results" / name, settings=training, overwrite=overwrite)
     return Arm(
         name,

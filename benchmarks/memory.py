@@ -6,7 +6,6 @@ Each is a process of its own, measured by the operating system when it has ended
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,9 @@ import sys
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 texts = next(pq.ParquetFile(sys.argv[2]).iter_batches(2048, columns=[sys.argv[3]])).column(0).to_pylist()
-SentenceTransformer(sys.argv[1]).encode(texts, batch_size=32, normalize_embeddings=True)
+model = SentenceTransformer(sys.argv[1])
+model.max_seq_length = int(sys.argv[4]) or model.max_seq_length
+model.encode(texts, batch_size=32, normalize_embeddings=True)
 """
 
 
@@ -51,25 +52,21 @@ def memory(
     Returns:
         One row a process: ``process``, ``passages``, ``seconds``, ``peak_mb``, ``over_encoder_mb``.
     """
-    import json
-
     source = find_files(str(corpus))[0]
     if source.suffix != ".parquet":
         raise NearkinError(f"{source}: the memory benchmark takes one Parquet file")
     rows = open_columnar(source).rows
     measured: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        model = Path(shutil.copytree(resolve_model(encoder), Path(scratch) / "encoder"))
-        settings = model / "sentence_bert_config.json"
-        if max_tokens is not None:
-            settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": max_tokens}))
+        model = resolve_model(encoder)
         repeated = Path(scratch) / "repeated"
         _repeat(source, repeated, repeat)
         build = [sys.executable, "-m", "nearkin", "build"]
-        options = ["--encoder", str(model), "--text-column", text_column]
+        options = ["--encoder", encoder, "--text-column", text_column]
+        options += ["--max-tokens", str(max_tokens)] if max_tokens else []
         commands = {
             "encoder alone (sentence-transformers)": (
-                [sys.executable, "-c", ENCODER_ALONE, str(model), str(source), text_column],
+                [sys.executable, "-c", ENCODER_ALONE, str(model), str(source), text_column, str(max_tokens or 0)],
                 2048,
             ),
             "build": ([*build, f"{scratch}/one", "--corpus", f"c={source}", *options], rows),

@@ -88,6 +88,7 @@ def build(
     *,
     encoder: str | None = None,
     precision: str | None = None,
+    max_tokens: int | None = None,
     index: str = "auto",
     device: str | None = None,
     dry_run: bool = False,
@@ -98,8 +99,9 @@ def build(
     Args:
         store: the folder; made where it does not exist.
         corpora: added, or replaced where the name is known; none continues or repairs what the store has.
-        encoder: default the store's own, else all-MiniLM-L6-v2.
-        precision: ``exact`` or ``bf16``; default the store's own, else exact.
+        encoder: default all-MiniLM-L6-v2; where neither it nor precision nor max_tokens is given, the store's own.
+        precision: ``exact`` or ``bf16``; default exact.
+        max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
         index: ``auto``, ``flat`` or ``ivf``.
         dry_run: stop after the plan (the corpora are scanned; nothing is embedded).
         report: takes the plan's lines.
@@ -118,7 +120,7 @@ def build(
         with opened.lock():
             if not opened.manifest.corpora and not corpora:
                 raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
-            model = _encoder(opened, encoder, precision, device)
+            model = _encoder(opened, encoder, precision, device, max_tokens)
             start = time.perf_counter()
             _ingest_all(opened, corpora)
             seconds["ingest"] = time.perf_counter() - start
@@ -170,12 +172,14 @@ def _refreshed(store: Store, entry: CorpusEntry) -> CorpusEntry:
     return ingest(store, CorpusSpec(entry.name, **spec))
 
 
-def _encoder(store: Store, encoder: str | None, precision: str | None, device: str | None) -> Encoder:
-    known = store.manifest.encoders
-    if encoder is None and known:
-        entry = known[open_encoder(store, None)]
-        return load_encoder(entry.model, precision or entry.precision, device)
-    return load_encoder(encoder or DEFAULT_ENCODER, precision or "exact", device)
+def _encoder(
+    store: Store, encoder: str | None, precision: str | None, device: str | None, max_tokens: int | None
+) -> Encoder:
+    """The encoder asked for; where nothing is said of it, the store's own."""
+    if (encoder, precision, max_tokens) == (None, None, None) and store.manifest.encoders:
+        entry = store.manifest.encoders[open_encoder(store, None)]
+        return load_encoder(entry.model, entry.precision, device, entry.max_tokens)
+    return load_encoder(encoder or DEFAULT_ENCODER, precision or "exact", device, max_tokens)
 
 
 def plan_build(store: Store, encoder: Encoder, index: str) -> BuildPlan:

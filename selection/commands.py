@@ -74,7 +74,10 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--encoder", metavar="E", help=f"a sentence-transformers model (default: the store's, else {DEFAULT_NAME})"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, help="exact: float32; bf16: faster where the CPU or GPU has it"
+        "--precision", choices=PRECISIONS, help="exact: float32; bf16: faster on GPUs and CPUs with AMX"
+    )
+    parser.add_argument(
+        "--max-tokens", metavar="N", type=positive, help="cut the encoder's input: faster, blind to a passage's rest"
     )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     parser.add_argument(
@@ -164,6 +167,7 @@ def run_build(args: argparse.Namespace) -> int:
         corpora,
         encoder=args.encoder,
         precision=args.precision,
+        max_tokens=args.max_tokens,
         index=args.index,
         device=args.device,
         dry_run=args.dry_run,

@@ -71,7 +71,7 @@ def open_encoder(store: Store, encoder: str | None) -> str:
         if len(have) > 1:
             raise StoreError(f"{store.path} has embeddings by {', '.join(have)}: choose one with --encoder")
         return have[0]
-    for slug in (encoder, slug_of(encoder, "exact")):
+    for slug in (encoder, slug_of(encoder)):
         if slug in have:
             return slug
     raise StoreError(

@@ -73,6 +73,7 @@ class EncoderEntry:
 
     model: str
     precision: str
+    max_tokens: int | None
     fingerprint: str
     dim: int
     shards: dict[str, FileEntry] = field(default_factory=dict)

@@ -89,6 +89,14 @@ def test_help_is_fast_because_it_loads_no_model_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_without_faiss_the_extra_is_named(
+    cli: Cli, store: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert_refused(cli("build", tmp_path / "new", "--corpus", f"c={corpus_file}"), "pip install 'nearkin[cpu]'", "gpu")
+    assert not (tmp_path / "new").exists()
+
+
 def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[str]]]:
     """One broken corpus a kind, with words that its sentence must have."""
     (folder / "empty").mkdir()

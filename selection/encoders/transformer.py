@@ -24,7 +24,9 @@ BATCH = 32
 class TransformerEncoder:
     """See `selection.encoders.Encoder`."""
 
-    def __init__(self, model: str, precision: str = "exact", device: str | None = None) -> None:
+    def __init__(
+        self, model: str, precision: str = "exact", device: str | None = None, max_tokens: int | None = None
+    ) -> None:
         quiet_libraries()
         import torch
         from sentence_transformers import SentenceTransformer
@@ -38,9 +40,11 @@ class TransformerEncoder:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"model {model} at {folder} cannot be loaded as a sentence encoder: {reason}") from error
         self._model.eval()
-        self.model, self.precision = model, precision
-        self.slug = slug_of(model, precision)
-        self.fingerprint = fingerprint(model_fingerprint(folder), precision)
+        if max_tokens is not None:
+            self._model.max_seq_length = min(max_tokens, self._model.max_seq_length or max_tokens)
+        self.model, self.precision, self.max_tokens = model, precision, max_tokens
+        self.slug = slug_of(model, precision, max_tokens)
+        self.fingerprint = fingerprint(model_fingerprint(folder), precision, str(max_tokens))
         probe = self.encode(pa.array(["probe"]))
         self.dim = int(probe.shape[1])
 
@@ -55,7 +59,8 @@ class TransformerEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def slug_of(model: str, precision: str) -> str:
-    """A folder name for an encoder: the last part of its name, and its precision where that is not exact."""
+def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None) -> str:
+    """A folder name for an encoder: the last part of its name, then precision and limit where they are not its own."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().name) or "encoder"
-    return name if precision == "exact" else f"{name}-{precision}"
+    name = name if precision == "exact" else f"{name}-{precision}"
+    return name if max_tokens is None else f"{name}-{max_tokens}"

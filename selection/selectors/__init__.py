@@ -75,7 +75,7 @@ def encode_task(store: Store, slug: str, task: Task, device: str | None = None) 
     from selection.errors import StoreError
 
     entry = store.manifest.encoders[slug]
-    encoder = load_encoder(entry.model, entry.precision, device)
+    encoder = load_encoder(entry.model, entry.precision, device, entry.max_tokens)
     if encoder.fingerprint != entry.fingerprint:
         raise StoreError(
             f"{store.path} was embedded by another version of {entry.model}: "
