@@ -152,24 +152,20 @@ def _forget(path: Path) -> None:
 
 
 def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
-    entries = {c.name: c for c in store.manifest.corpora}
-    for spec in corpora:
-        entries[spec.name] = ingest(store, spec)
-    named = {spec.name for spec in corpora}
-    for name, entry in list(entries.items()):
-        if name not in named:
-            entries[name] = _refreshed(store, entry)
-    store.manifest.corpora = list(entries.values())
-    if corpora:
+    """Reads the named corpora, and known ones whose files changed; each is recorded as soon as it is read."""
+    specs = {spec.name: spec for spec in corpora}
+    for entry in store.manifest.corpora:
+        if entry.name not in specs and not all(store.is_whole(f) for f in entry.in_use):
+            kept = {key: value for key, value in entry.spec.items() if key != "column"}
+            specs[entry.name] = CorpusSpec(entry.name, **kept)
+    for name, spec in specs.items():
+        entry = ingest(store, spec)
+        known = [c.name for c in store.manifest.corpora]
+        if name in known:
+            store.manifest.corpora[known.index(name)] = entry
+        else:
+            store.manifest.corpora.append(entry)
         store.save()
-
-
-def _refreshed(store: Store, entry: CorpusEntry) -> CorpusEntry:
-    """A corpus not named this time: kept where its files are whole, read again where they changed."""
-    if all(store.is_whole(f) for f in entry.in_use):
-        return entry
-    spec = {key: value for key, value in entry.spec.items() if key != "column"}
-    return ingest(store, CorpusSpec(entry.name, **spec))
 
 
 def _encoder(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -265,14 +266,18 @@ def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtere
 def _write_keeps(
     store: Store, spec: CorpusSpec, shards: list[Shard], keeps: list[tuple[int, npt.NDArray[np.int64]]]
 ) -> list[FileEntry]:
-    entries = []
-    with atomic_folder(store.path / "corpus" / spec.name, overwrite=True) as folder:
+    entries: list[FileEntry] = []
+    target = store.path / "corpus" / spec.name
+    if not keeps:
+        shutil.rmtree(target, ignore_errors=True)
+        return entries
+    with atomic_folder(target, overwrite=True) as folder:
         for number, (_, kept) in enumerate(keeps):
             table = pa.table({"row": pa.array(kept)})
             with pa.ipc.new_file(str(folder / f"keep-{number:05d}.arrow"), table.schema) as writer:
                 writer.write_table(table)
     for number, (at, kept) in enumerate(keeps):
-        path = store.path / "corpus" / spec.name / f"keep-{number:05d}.arrow"
+        path = target / f"keep-{number:05d}.arrow"
         entries.append(store.entry(path, len(kept)))
         shards[at] = Shard(**{**asdict(shards[at]), "keep": entries[-1].path})
     return entries
