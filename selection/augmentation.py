@@ -132,6 +132,8 @@ def select(
     slug = open_encoder(opened, encoder)
     if examples.path.is_file():
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
+    for path in examples.unread:
+        log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)
     pool = Pool(opened, examples, slug, seed, device, index)
     opened.check_corpora()
     guard = Guard.of(examples, [Path(p) for p in exclude])

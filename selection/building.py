@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selection.embedding import EmbeddingPlan, embed, plan_embedding
+from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.encoders import Encoder, load_encoder
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import human_bytes, human_seconds
@@ -22,7 +22,7 @@ from selection.index.plan import IndexPlan, plan_index
 from selection.ingest import CorpusSpec, ingest
 from selection.models import DEFAULT_ENCODER
 from selection.querying import open_encoder
-from selection.store import CorpusEntry, Store
+from selection.store import CorpusEntry, EncoderEntry, Store
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
     """Reads the named corpora, and known ones whose files changed; each is recorded as soon as it is read."""
     specs = {spec.name: spec for spec in corpora}
     for entry in store.manifest.corpora:
-        if entry.name not in specs and not all(store.is_whole(f) for f in entry.in_use):
+        there = [f for f in entry.sources if (store.path / f.path).exists()]
+        if entry.name not in specs and not all(store.is_whole(f) for f in [*there, *entry.in_use]):
             kept = {key: value for key, value in entry.spec.items() if key != "column"}
             specs[entry.name] = CorpusSpec(entry.name, **kept)
     for name, spec in specs.items():
@@ -241,32 +242,47 @@ def index(
 
 
 def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
-    """Reads every file of a store again.
+    """Reads every file of a store again, and compares each stage with the one before it.
 
     Yields:
-        (file, None) where it is whole, (file, what is wrong and the command that repairs it) where not.
+        (file or stage, None) where it is whole and current, (file or stage, what is wrong and the command that
+        repairs it) where not.
 
     Raises:
         StoreError: no store, or its manifest is damaged.
     """
     opened = Store(store)
-    rebuild = f"`nearkin build {store}`"
+    several = len(opened.manifest.encoders) > 1
+    wanted = {shard.text for _, _, shard in opened.corpus.shards}
     for corpus in opened.manifest.corpora:
         for file in corpus.in_use:
-            again = f"{rebuild} --corpus {corpus.name}={corpus.spec['location']}"
-            yield (
-                file.path,
-                None if opened.is_whole(file, reread=True) else f"changed or missing: {again} reads it again",
-            )
-    wanted = {shard.text for _, _, shard in opened.corpus.shards}
+            good = opened.is_whole(file, reread=True)
+            yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
     for slug, entry in opened.manifest.encoders.items():
+        rebuild = f"`nearkin build {store}{_flags(entry) if several else ''}`"
         for file in entry.shards.values():
             good = opened.is_whole(file, reread=True)
-            yield file.path, None if good else f"damaged or missing: {rebuild} --encoder {entry.model} embeds it again"
-        if missing := len(wanted - set(entry.shards)):
-            yield f"embeddings/{slug}", f"{missing} shards not embedded yet: {rebuild} --encoder {entry.model} goes on"
-    for index_entry in opened.manifest.indexes.values():
-        good = opened.is_whole(index_entry.file, reread=True)
-        remedy = f"damaged or missing: `nearkin index {store} --kind {index_entry.kind}` makes it again"
-        yield index_entry.file.path, None if good else remedy
+            yield file.path, None if good else f"damaged or missing: {rebuild} embeds it again"
+        missing = len(wanted - set(entry.shards))
+        if missing:
+            yield f"embeddings/{slug}", f"{missing} shards are not embedded yet: {rebuild} goes on"
+            continue
+        indexes = [i for i in opened.manifest.indexes.values() if i.encoder == slug]
+        reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
+        if not indexes:
+            yield f"index/{slug}", f"there is no index: {reindex} makes it"
+        for index_entry in indexes:
+            again = f"{reindex[:-1]} --kind {index_entry.kind}`"
+            if index_entry.embeddings != Embeddings(opened, slug).fingerprint:
+                yield index_entry.file.path, f"older than the embeddings: {again} makes it anew"
+            else:
+                good = opened.is_whole(index_entry.file, reread=True)
+                yield index_entry.file.path, None if good else f"damaged or missing: {again} makes it again"
     opened.save_checked()
+
+
+def _flags(entry: EncoderEntry) -> str:
+    """How a build names this encoder."""
+    precision = "" if entry.precision == "exact" else f" --precision {entry.precision}"
+    limit = "" if entry.max_tokens is None else f" --max-tokens {entry.max_tokens}"
+    return f" --encoder {entry.model}{precision}{limit}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -43,32 +44,52 @@ class ParquetFile:
         for batch in self._file.iter_batches(BATCH_ROWS, row_groups=list(range(first, last)), columns=columns):
             low, high = max(start - row, 0), min(stop - row, len(batch))
             if low < high:
-                yield batch.slice(low, high - low)
+                yield without_views(batch.slice(low, high - low))
             row += len(batch)
 
 
 class ArrowFile:
-    """Rows of an Arrow IPC file, memory-mapped; a stream-format file is read through once to find its batches."""
+    """Rows of an Arrow IPC file, memory-mapped, a batch at a time; stream format too, read from its start each time."""
 
     def __init__(self, path: Path) -> None:
-        source = pa.memory_map(str(path))
-        try:
-            reader = pa.ipc.open_file(source)
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except pa.ArrowInvalid:
-            source.seek(0)
-            reader = pa.ipc.open_stream(source)
-            self._batches = list(reader)
-        self.schema = reader.schema
-        self._edges = np.concatenate([[0], np.cumsum([len(b) for b in self._batches], dtype=np.int64)])
+        self._path = path
+        with pa.memory_map(str(path)) as source:
+            try:
+                self.schema, self._is_stream = pa.ipc.open_file(source).schema, False
+            except pa.ArrowInvalid:
+                source.seek(0)
+                self.schema, self._is_stream = pa.ipc.open_stream(source).schema, True
+        self._edges = np.concatenate([[0], np.cumsum([len(b) for b in self._all(0)], dtype=np.int64)])
         self.rows = int(self._edges[-1])
 
+    def _all(self, first: int) -> Iterator[pa.RecordBatch]:
+        """The file's batches from number `first` on; one at a time, since compressed ones are copies."""
+        source = pa.memory_map(str(self._path))
+        if self._is_stream:
+            yield from islice(pa.ipc.open_stream(source), first, None)
+        else:
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(i) for i in range(first, reader.num_record_batches))
+
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        for row, batch in zip(self._edges[:-1].tolist(), self._batches, strict=True):
+        first = max(int(np.searchsorted(self._edges, start, "right")) - 1, 0)
+        row = int(self._edges[first])
+        for batch in self._all(first):
+            if row >= stop:
+                return
             low, high = max(start - row, 0), min(stop - row, len(batch))
             for at in range(low, high, BATCH_ROWS):
                 part = batch.slice(at, min(BATCH_ROWS, high - at))
-                yield part if columns is None else part.select(columns)
+                yield without_views(part if columns is None else part.select(columns))
+            row += len(batch)
+
+
+def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """string_view columns as large_string: Arrow has no ``take`` for views."""
+    if not any(pa.types.is_string_view(field.type) for field in batch.schema):
+        return batch
+    columns = [c.cast(pa.large_string()) if pa.types.is_string_view(c.type) else c for c in batch.columns]
+    return pa.record_batch(columns, names=batch.schema.names)
 
 
 def open_columnar(path: Path) -> ColumnarFile:

@@ -140,8 +140,10 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("-k", type=positive, help="passages a task example, before duplicates go")
     parser.add_argument("--docs", metavar="N", type=positive, help="passages in all")
     parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")
-    parser.add_argument("--exclude", metavar="FILE", nargs="+", default=[], help="texts that must not be selected")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--exclude", metavar="FILE", nargs="+", action="extend", default=[], help="texts that must not be selected"
+    )
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", metavar="DIR", required=True, help="gets augmentation.parquet and manifest.json")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
 
@@ -151,6 +153,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return value
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.columnar import ColumnarFile, open_columnar
+from selection.errors import InputError
 from selection.reading import text_column
 
 SHARD_ROWS = 8_192
@@ -147,13 +148,21 @@ def passages(
     made: dict[str, pa.Array] = {}
     if "text" in columns:
         made["text"] = _one(text_column(batch, text, Path(path)))
-    if "id" in columns and "id" in batch.schema.names:
-        made["id"] = _one(batch.column("id").cast(pa.string()))
-    elif "id" in columns:
+    if "id" in columns:
         made["id"] = pc.binary_join_element_wise(source, pa.array(rows).cast(pa.string()), ":")
+        if "id" in batch.schema.names:
+            made["id"] = pc.coalesce(_one(_id_column(batch, path)), made["id"])
     if "source" in columns:
         made["source"] = pa.repeat(pa.scalar(source, pa.string()), len(rows))
     return pa.RecordBatch.from_arrays([made[c] for c in columns], schema=pa.schema([PASSAGE.field(c) for c in columns]))
+
+
+def _id_column(batch: pa.RecordBatch | pa.Table, path: str | Path) -> pa.Array | pa.ChunkedArray:
+    try:
+        return batch.column("id").cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        kind = batch.schema.field("id").type
+        raise InputError(f"{path}: column 'id' holds {kind}, which cannot be written as text; rename it") from error
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:

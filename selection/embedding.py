@@ -22,9 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
+from selection.corpus import Corpus
 from selection.encoders import Encoder
 from selection.errors import StoreError
-from selection.files import atomic_write, fingerprint
+from selection.files import TextFingerprint, atomic_write, fingerprint
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
@@ -74,21 +75,34 @@ def embed(store: Store, encoder: Encoder) -> EmbeddingPlan:
     entry = _usable_entry(store, encoder)
     corpus, folder = store.corpus, store.path / "embeddings" / encoder.slug
     numbers = _free_numbers(entry)
-    saved = time.monotonic()
-    with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-        for position in plan.todo:
-            shard = corpus.shards[position][2]
-            path = folder / f"part-{next(numbers):05d}.arrow"
-            vectors = _encode_shard(corpus.texts(position), encoder, bar)
-            with atomic_write(path) as aside:
-                _write_vectors(aside, vectors, shard.text, encoder.fingerprint)
-            entry.shards[shard.text] = store.entry(path, shard.rows)
-            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                store.save()
-                saved = time.monotonic()
     store.save()
+    saved = time.monotonic()
+    try:
+        with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
+            for position in plan.todo:
+                shard = corpus.shards[position][2]
+                path = folder / f"part-{next(numbers):05d}.arrow"
+                vectors = _encode_shard(_unchanged_texts(corpus, position), encoder, bar)
+                with atomic_write(path) as aside:
+                    _write_vectors(aside, vectors, shard.text, encoder.fingerprint)
+                entry.shards[shard.text] = store.entry(path, shard.rows)
+                if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                    store.save()
+                    saved = time.monotonic()
+    finally:
+        store.save()
     _remove_unlisted(store, folder, entry)
     return plan
+
+
+def _unchanged_texts(corpus: Corpus, position: int) -> pa.ChunkedArray:
+    """A shard's texts, if they still are the ones that were scanned; a build can outlast an edit of its corpus."""
+    texts, digest = corpus.texts(position), TextFingerprint()
+    digest.update(texts)
+    shard = corpus.shards[position][2]
+    if digest.value() != shard.text:
+        raise StoreError(f"{shard.path} has changed since it was read: run the same build again")
+    return texts
 
 
 def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
@@ -158,7 +172,7 @@ class Embeddings:
             have = ", ".join(store.manifest.encoders) or "none"
             raise StoreError(
                 f"{store.path} has no embeddings by {slug} (it has: {have}): "
-                f"run `nearkin build {store.path} --encoder {slug}`"
+                f"run `nearkin build {store.path}` with that --encoder"
             )
         self._store, self._entry = store, entry
         shards = [shard for _, _, shard in store.corpus.shards]

@@ -49,6 +49,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
         raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
+    path = Path(os.path.abspath(path))  # noqa: PTH100
     aside = path.with_name(path.name + ASIDE)
     try:
         shutil.rmtree(aside, ignore_errors=True)

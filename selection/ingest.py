@@ -7,11 +7,12 @@ Parquet in the store. Memory is a batch of `BATCH_ROWS` rows and one part of the
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.errors import InputError, NearkinError
-from selection.files import TextFingerprint, atomic_folder, atomic_write, text_bytes
+from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
 from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column
 from selection.store import CorpusEntry, FileEntry, Store
 
@@ -63,7 +64,7 @@ def parse_corpus(argument: str) -> tuple[str, str]:
     name, equals, location = argument.partition("=")
     if not equals or not location:
         raise InputError(f"--corpus {argument}: write it as NAME=PATH, for example papers=papers.parquet")
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or name.endswith(ASIDE):
         raise InputError(f"corpus name {name!r}: use letters, digits, dot, dash and underscore")
     return name, location
 
@@ -78,7 +79,7 @@ def find_files(location: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_"))]
+        found = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
         columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
@@ -91,12 +92,19 @@ def find_files(location: str) -> list[Path]:
     return files
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
 def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     """Scans (and where needed converts) one corpus; reuses the scan in the manifest when no file has changed.
 
     Raises:
         InputError: nothing to read, a damaged file, no text column, a bad condition, not one passage with text.
     """
+    if not spec.location.startswith(HUB):
+        absolute = os.path.abspath(Path(spec.location).expanduser())  # noqa: PTH100
+        spec = replace(spec, location=absolute)
     known = next((c for c in store.manifest.corpora if c.name == spec.name), None)
     if spec.location.startswith(HUB):
         if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
@@ -138,15 +146,20 @@ class Filter:
         """Boolean [n]: the rows that satisfy the condition (unknown counts as no)."""
         if self._where is None:
             return pa.repeat(True, len(batch))
-        others = [n for n in batch.schema.names if n not in passage.schema.names]
+        # DuckDB's names know no case: the file's own Source would shadow the corpus's name.
+        taken = {name.lower() for name in passage.schema.names}
+        others = [n for n in batch.schema.names if n not in taken]
+        names = [*passage.schema.names, *(f"{n}_" if n.lower() in taken else n for n in others)]
         arrays = [*passage.columns, *(batch.column(n) for n in others)]
-        self._connection.register("passages", pa.table(arrays, names=[*passage.schema.names, *others]))
+        self._connection.register("passages", pa.table(arrays, names=names))
         try:
             result = self._connection.sql(f"select coalesce(({self._where}), false) as keep from passages")
             column = result.to_arrow_table().column("keep")
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"--where {self._where!r} does not work on corpus {self._source}: {reason}") from error
+        if len(column) != len(batch):
+            raise InputError(f"--where {self._where!r} must be a condition on one row, without aggregates")
         if not pa.types.is_boolean(column.type):
             raise InputError(f"--where {self._where!r} is not a condition: it gives {column.type}, not true or false")
         return column.combine_chunks()
@@ -192,12 +205,15 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
     """Cuts files that stay where they are into shards."""
     shards: list[Shard] = []
     sources: list[FileEntry] = []
-    keeps: list[tuple[int, npt.NDArray[np.int64]]] = []
     blank = filtered = row = 0
+    target = store.path / "corpus" / spec.name
     bar = _bar(spec.name)
-    with closing(Filter(spec.where, spec.name)) as condition, bar:
+    with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         for path in files:
+            # Hashed before it is read, so that an edit meanwhile is noticed at the next use.
+            sources.append(store.entry(path, -1))
             file = open_columnar(path)
+            sources[-1].rows = file.rows
             if spec.text_column not in file.schema.names:
                 text_column(file.schema.empty_table(), spec.text_column, path)
             columns = None if spec.where else [spec.text_column]
@@ -210,25 +226,36 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
                 cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
                 bar.update(len(batch))
                 if cutter.full:
-                    _collect(cutter, shards, keeps)
-            _collect(cutter, shards, keeps)
+                    _collect(cutter, shards, folder)
+            _collect(cutter, shards, folder)
             row += file.rows
-            sources.append(store.entry(path, file.rows))
-    _require_passages(spec, shards, blank, filtered)
-    kept_files = _write_keeps(store, spec, shards, keeps)
-    return CorpusEntry(spec.name, _spec_dict(spec), sources, kept_files, blank, filtered, shards)
+        _require_passages(spec, shards, blank, filtered)
+    keeps = [(at, shard) for at, shard in enumerate(shards) if shard.keep]
+    entries = []
+    for at, shard in keeps:
+        entries.append(store.entry(target / str(shard.keep), shard.rows))
+        shards[at] = replace(shard, keep=entries[-1].path)
+    if not keeps:
+        shutil.rmtree(target, ignore_errors=True)
+    return CorpusEntry(spec.name, _spec_dict(spec), sources, entries, blank, filtered, shards)
 
 
 def _needed(spec: CorpusSpec) -> tuple[str, ...]:
     return ("id", "text", "source") if spec.where else ("text",)
 
 
-def _collect(cutter: _ShardCutter, shards: list[Shard], keeps: list[tuple[int, npt.NDArray[np.int64]]]) -> None:
-    if (result := cutter.cut()) is not None:
-        shard, kept = result
-        if len(kept) < shard.stop - shard.start:
-            keeps.append((len(shards), kept))
-        shards.append(shard)
+def _collect(cutter: _ShardCutter, shards: list[Shard], folder: Path | None) -> None:
+    """Ends a shard; where it leaves rows out, the kept ones are written to `folder`."""
+    if (result := cutter.cut()) is None:
+        return
+    shard, kept = result
+    if folder is not None and len(kept) < shard.stop - shard.start:
+        name = f"keep-{len(shards):05d}.arrow"
+        table = pa.table({"row": pa.array(kept)})
+        with pa.ipc.new_file(str(folder / name), table.schema) as writer:
+            writer.write_table(table)
+        shard = replace(shard, keep=name)
+    shards.append(shard)
 
 
 def _kept(
@@ -261,26 +288,6 @@ def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtere
     if not shards:
         left = f"{blank} blank and {filtered} left out by --where" if blank or filtered else "no rows at all"
         raise InputError(f"corpus {spec.name} ({spec.location}) has no passage with text: {left}")
-
-
-def _write_keeps(
-    store: Store, spec: CorpusSpec, shards: list[Shard], keeps: list[tuple[int, npt.NDArray[np.int64]]]
-) -> list[FileEntry]:
-    entries: list[FileEntry] = []
-    target = store.path / "corpus" / spec.name
-    if not keeps:
-        shutil.rmtree(target, ignore_errors=True)
-        return entries
-    with atomic_folder(target, overwrite=True) as folder:
-        for number, (_, kept) in enumerate(keeps):
-            table = pa.table({"row": pa.array(kept)})
-            with pa.ipc.new_file(str(folder / f"keep-{number:05d}.arrow"), table.schema) as writer:
-                writer.write_table(table)
-    for number, (at, kept) in enumerate(keeps):
-        path = target / f"keep-{number:05d}.arrow"
-        entries.append(store.entry(path, len(kept)))
-        shards[at] = Shard(**{**asdict(shards[at]), "keep": entries[-1].path})
-    return entries
 
 
 def _convert(
@@ -321,8 +328,8 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
         for batch in file.batches(0, file.rows, ["text"]):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
             if cutter.full:
-                _collect(cutter, shards, [])
-        _collect(cutter, shards, [])
+                _collect(cutter, shards, None)
+        _collect(cutter, shards, None)
         row += file.rows
         entries.append(store.entry(path, file.rows))
     return CorpusEntry(spec.name, {}, entries, [], 0, 0, shards)
@@ -411,7 +418,7 @@ def _hub_batches(location: str) -> Iterator[tuple[Path, pa.RecordBatch]]:
 
     name, _, split = location.removeprefix(HUB).partition(":")
     try:
-        dataset = load_dataset(name, split=split or "train", streaming=True, trust_remote_code=None)
+        dataset = load_dataset(name, split=split or "train", streaming=True)
         for table in dataset.with_format("arrow").iter(batch_size=2048):
             for batch in table.to_batches():
                 yield Path(location), batch

@@ -45,6 +45,11 @@ def _safe(folder: Path, name: str) -> Path:
         raise ModelError(
             f"model {name} at {folder} has no safetensors weights: nearkin reads no pickled ones, convert it first"
         )
+    pickled = [p for p in folder.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"} and p.is_file()]
+    if bad := [p for p in pickled if not any(p.parent.glob("*.safetensors"))]:
+        raise ModelError(
+            f"model {name} keeps weights in {bad[0]}, a pickle: nearkin reads safetensors, convert it first"
+        )
     return folder
 
 

@@ -6,6 +6,7 @@ found by a second, slow pass over the one file that failed.
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from selection.errors import InputError
 BATCH_ROWS = 2048
 BLOCK_BYTES = 8 << 20
 LARGEST_ROW_BYTES = 256 << 20
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 COMPRESSED = {".gz", ".zst"}
 TEXT_KINDS = {".txt", ".csv", ".tsv", ".jsonl", ".json", ".ndjson"}
 COLUMNAR_KINDS = {".parquet", ".arrow", ".feather", ".ipc"}
@@ -86,23 +88,44 @@ def _lines_to_batches(lines: bytes, path: Path, first_line: int) -> Iterator[pa.
 
 
 def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
-    source = str(path).replace("'", "''")
-    if kind in {".csv", ".tsv"}:
-        query = f"from read_csv('{source}', header=true, all_varchar=true, max_line_size={LARGEST_ROW_BYTES})"
-    else:
-        query = (
-            f"from read_json('{source}', format='newline_delimited', records='true', sample_size=-1, "
-            f"maximum_object_size={LARGEST_ROW_BYTES}, convert_strings_to_integers=false)"
-        )
+    # DuckDB takes every name for a pattern, so a file called data[1].jsonl must be spelt out.
+    source = glob.escape(str(path)).replace("'", "''")
     try:
         with duckdb.connect(config={"memory_limit": "2GB", "threads": "2"}) as connection:
+            query = _csv_query(source, kind) if kind in SEPARATORS else _json_query(source, connection)
             yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
     except duckdb.Error as error:
         raise _explain(error, path, kind) from error
 
 
+def _csv_query(source: str, kind: str) -> str:
+    """RFC 4180 and nothing guessed: a guess drops rows that look like comments and splits at semicolons."""
+    return (
+        f"from read_csv('{source}', header=true, all_varchar=true, delim='{SEPARATORS[kind]}', quote='\"', "
+        f"escape='\"', comment='', skip=0, max_line_size={LARGEST_ROW_BYTES})"
+    )
+
+
+def _json_query(source: str, connection: duckdb.DuckDBPyConnection) -> str:
+    """Columns with the types DuckDB finds in the whole file, except that what is written as a string stays one.
+
+    Left alone, strings that look like dates or UUIDs are rewritten, and a column of strings and numbers comes back as
+    JSON source, in quotes.
+    """
+    options = f"format='newline_delimited', records='true', maximum_object_size={LARGEST_ROW_BYTES}"
+    described = connection.sql(f"describe from read_json('{source}', {options}, sample_size=-1)").fetchall()
+    as_text = ("JSON", "DATE", "TIME", "UUID", '"NULL"')
+    columns = {name: "VARCHAR" if str(kind).startswith(as_text) else str(kind) for name, kind, *_ in described}
+    listed = ", ".join(f"{_quoted(name)}: {_quoted(kind)}" for name, kind in columns.items())
+    return f"from read_json('{source}', {options}, columns={{{listed}}})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _explain(error: duckdb.Error, path: Path, kind: str) -> InputError:
-    if kind not in {".csv", ".tsv"}:
+    if kind not in SEPARATORS:
         for number, line in _raw_lines(path):
             try:
                 if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):

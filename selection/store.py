@@ -16,6 +16,7 @@ remembered in ``.checked.json``, which may be deleted at any time.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -197,10 +198,9 @@ class Store:
 
     def relative(self, path: Path) -> str:
         """How the manifest names `path`."""
-        try:
-            return path.resolve().relative_to(self.path.resolve()).as_posix()
-        except ValueError:
-            return str(path.resolve())
+        full, root = Path(os.path.abspath(path)), Path(os.path.abspath(self.path))  # noqa: PTH100
+        # Links are not followed: a hub cache keeps d.parquet as a link to a blob without a name.
+        return full.relative_to(root).as_posix() if full.is_relative_to(root) else str(full)
 
     def entry(self, path: Path, rows: int) -> FileEntry:
         """The manifest's entry for a file that was just written or scanned."""

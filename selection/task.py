@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.errors import InputError
-from selection.reading import is_blank, read_table, text_column
+from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_table, text_column
 
 SPLITS = ("train", "dev", "test")
 
@@ -35,6 +35,15 @@ class Task:
     def train_texts(self) -> pa.ChunkedArray:
         """The texts that select and that are trained on, in file order: row number = query_id."""
         return self.splits["train"]["text"]
+
+    @property
+    def unread(self) -> list[Path]:
+        """Data files of the folder that are no split: a ``test.jsonl.gz`` or ``validation.jsonl`` guards nothing."""
+        if self.path.is_file():
+            return []
+        names = {f"{split}.jsonl" for split in SPLITS}
+        kinds = TEXT_KINDS | COLUMNAR_KINDS
+        return sorted(p for p in self.path.iterdir() if p.is_file() and kind_of(p) in kinds and p.name not in names)
 
     def labelled(self, split: str) -> pa.Table:
         """A split whose every example has a label.
@@ -71,7 +80,10 @@ def _read_split(path: Path) -> pa.Table:
     table = read_table(path)
     columns: dict[str, pa.ChunkedArray] = {"text": text_column(table, "text", path)}
     if "label" in table.schema.names:
-        columns["label"] = table["label"].cast(pa.string())
+        try:
+            columns["label"] = table["label"].cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(f'{path}: "label" holds {table["label"].type}, not one name an example') from error
     table = pa.table(columns)
     table = table.filter(pc.invert(is_blank(table["text"])))
     if table.num_rows == 0:

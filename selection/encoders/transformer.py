@@ -42,7 +42,9 @@ class TransformerEncoder:
         self._model.eval()
         if max_tokens is not None:
             self._model.max_seq_length = min(max_tokens, self._model.max_seq_length or max_tokens)
-        self.model, self.precision, self.max_tokens = model, precision, max_tokens
+        # A local folder is named in full, so that the store finds it from anywhere.
+        self.model = str(folder.absolute()) if Path(model).expanduser().is_dir() else model
+        self.precision, self.max_tokens = precision, max_tokens
         self.slug = slug_of(model, precision, max_tokens)
         self.fingerprint = fingerprint(model_fingerprint(folder), precision, str(max_tokens))
         probe = self.encode(pa.array(["probe"]))

@@ -6,6 +6,7 @@ for some number of candidates, best first, and asked again for more where too fe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from selection.index.search import search
 from selection.store import Store
 from selection.task import Task
 
+BLOCK_PAIRS = 8_000_000
 CANDIDATES = pa.schema(
     [
         ("doc_id", pa.int64()),
@@ -61,9 +63,14 @@ class Pool:
             self._queries = encode_task(self.store, self.slug, self.task, self.device)
         return self._queries
 
-    def neighbours(self, k: int) -> pa.Table:
-        """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`."""
-        return search(self.store, self.slug, self.queries, k, self.index)
+    def neighbours(self, k: int) -> Iterator[pa.Table]:
+        """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`.
+
+        In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that.
+        """
+        queries = max(1, BLOCK_PAIRS // k)
+        for start in range(0, len(self.queries), queries):
+            yield search(self.store, self.slug, self.queries[start : start + queries], k, self.index, start)
 
 
 def encode_task(store: Store, slug: str, task: Task, device: str | None = None) -> npt.NDArray[np.float32]:

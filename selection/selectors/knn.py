@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import duckdb
 import pyarrow as pa
 
@@ -10,23 +12,28 @@ from selection.selectors import CANDIDATES, Pool
 UNION = """
     with ranked as (
         select *, row_number() over (partition by doc_id order by rank, score desc, query_id) as place,
-               count(*) over (partition by doc_id) as n_queries
-        from neighbours
+               sum(n_queries) over (partition by doc_id) as queries
+        from candidates
     )
-    select doc_id, score, rank, query_id, n_queries::int as n_queries from ranked
+    select doc_id, score, rank, query_id, queries as n_queries from ranked
     where place = 1 order by rank, score desc, doc_id
 """
 
 
-def union(neighbours: pa.Table) -> pa.Table:
-    """`CANDIDATES` of a neighbour table: each passage once, with the query that ranked it best.
+def union(blocks: Iterable[pa.Table]) -> pa.Table:
+    """`CANDIDATES` of neighbour tables: each passage once, with the query that ranked it best.
 
     All nearest passages come before all second-nearest ones, and among equals in rank the higher score, so that any
-    prefix serves every task example alike.
+    prefix serves every task example alike. Blocks are joined one by one, so memory is that of a block and the union.
     """
+    found = CANDIDATES.empty_table()
     with duckdb.connect() as connection:
-        connection.register("neighbours", neighbours)
-        return connection.sql(UNION).to_arrow_table().cast(CANDIDATES)
+        for block in blocks:
+            ones = pa.repeat(pa.scalar(1, pa.int32()), block.num_rows)
+            fresh = block.append_column("n_queries", ones).select(CANDIDATES.names).cast(CANDIDATES)
+            connection.register("candidates", pa.concat_tables([found, fresh]))
+            found = connection.sql(UNION).to_arrow_table().cast(CANDIDATES)
+    return found
 
 
 class KnnSelector:

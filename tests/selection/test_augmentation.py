@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.harvest import Harvest
 from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
 from selection.building import build
 from selection.errors import InputError, NearkinError, StoreError
@@ -23,6 +24,7 @@ from selection.querying import query
 from selection.selectors.knn import union
 from selection.task import Task, read_task
 from selection.tokens import count_tokens
+from tests.conftest import write_task
 
 
 def run(store: Path, task: Path, out: Path, method: str = "knn", seed: int = 0, **budget: int) -> AugmentationSet:
@@ -36,7 +38,8 @@ def test_union_keeps_each_passage_once_with_its_best_query(rows: list[tuple[int,
     scores = [np.float32(1 - rank / 10 - query / 100) for query, rank, _ in rows]
     columns = [[q for q, _, _ in rows], [r for _, r, _ in rows], [d for _, _, d in rows], scores]
     table = pa.table([pa.array(c, t) for c, t in zip(columns, NEIGHBOURS.types, strict=True)], schema=NEIGHBOURS)
-    found = union(table)
+    half = len(rows) // 2
+    found = union([table.slice(0, half), table.slice(half)])
     seen: dict[int, list[tuple[int, float, int]]] = defaultdict(list)
     for (q, rank, doc), score in zip(rows, scores, strict=True):
         seen[doc].append((rank, -float(score), q))
@@ -128,11 +131,27 @@ def test_nothing_of_the_task_is_selected(
     assert result.removed.duplicates == 1
 
 
+def test_neighbours_in_blocks_are_those_of_one_batch(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(built, task_folder, tmp_path / "whole", docs=300).table
+    monkeypatch.setattr("selection.selectors.BLOCK_PAIRS", 50)
+    assert run(built, task_folder, tmp_path / "blocks", docs=300).table.equals(whole)
+
+
 def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("Another passage: about arrays\n\n", encoding="utf-8")
     result = select(leaky[0], task_folder, tmp_path / "set", "knn", Budget(docs=9), exclude=[tmp_path / "other.txt"])
     assert result.table.num_rows == 1
     assert result.removed.leaks["excluded"] == 1
+
+
+def test_a_split_under_another_name_is_pointed_out(
+    built: Path, harvested: Harvest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = write_task(tmp_path / "task", {**harvested.task, "validation": harvested.task["dev"]})
+    run(built, task, tmp_path / "set", docs=5)
+    assert "validation.jsonl is none of" in caplog.text
 
 
 def test_nothing_left_is_an_error_and_writes_nothing(

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selection import embedding
-from selection.building import build
+from selection import building, embedding
+from selection.building import build, verify
 from selection.embedding import Embeddings
 from selection.encoders import load_encoder
 from selection.errors import ModelError, StoreError
@@ -172,3 +172,64 @@ def test_killed_build_resumes_to_the_same_bytes(passages: pa.Table, tmp_path: Pa
     parts = sorted(p.name for p in whole.glob("embeddings/*/*.arrow"))
     assert parts == [f"part-{i:05d}.arrow" for i in range(5)]
     assert digests(store) == digests(whole)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_text_edited_during_the_build_is_noticed(
+    passages: pa.Table, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(passages, path, row_group_size=64)
+    real = embedding._encode_shard
+
+    def editing(*args: object) -> object:
+        pq.write_table(passages.slice(1), path, row_group_size=64)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embedding, "_encode_shard", editing)
+    with pytest.raises(StoreError, match="changed since it was read"):
+        build(tmp_path / "store", [CorpusSpec("a", str(path))], encoder=str(tiny_encoder))
+    monkeypatch.setattr(embedding, "_encode_shard", real)
+    build(tmp_path / "store", encoder=str(tiny_encoder))
+    assert len(Embeddings(Store(tmp_path / "store"), "tiny-encoder")) == 599
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_plain_build_goes_on_with_the_encoder_it_began_with(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*args: object) -> object:
+        raise KeyboardInterrupt
+
+    real = embedding._encode_shard
+    monkeypatch.setattr(embedding, "_encode_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "s", [CorpusSpec("d", str(corpus_file))], encoder=str(tiny_encoder), max_tokens=16)
+    monkeypatch.setattr(embedding, "_encode_shard", real)
+    assert build(tmp_path / "s").plan.encoder == "tiny-encoder-16"
+
+
+def test_verify_compares_each_stage_with_the_one_before(store: Path, passages: pa.Table, tmp_path: Path) -> None:
+    def problems() -> list[str]:
+        return [problem for _, problem in verify(store) if problem]
+
+    assert problems() == []
+    opened = Store(store)
+    opened.manifest.indexes.clear()
+    opened.save()
+    assert "there is no index" in problems()[0]
+    build(store)
+    pq.write_table(passages.slice(0, 9), tmp_path / "more.parquet")
+    with opened.lock():
+        building._ingest_all(opened, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+    assert "not embedded yet" in problems()[0]
+    build(store)
+    assert problems() == []
+
+
+def test_pickled_module_weights_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_encoder, tmp_path / "model"))
+    (model / "2_Dense").mkdir()
+    (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match="a pickle"):
+        resolve_model(str(model))

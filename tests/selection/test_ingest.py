@@ -185,3 +185,71 @@ def test_text_fingerprint_depends_on_texts_alone(texts: list[str], cuts: list[in
     assert value(pieces) == value([array])
     assert value([pa.array([*clean, "x"])]) != value([array])
     assert value([pa.array(["ab", "c"])]) != value([pa.array(["a", "bc"])])
+
+
+def test_strings_of_a_jsonl_stay_as_written(tmp_path: Path) -> None:
+    rows = [
+        {"id": "2020-01-02T00:00:00Z", "text": 'say "x"', "label": "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "n": 1},
+        {"id": "2020-01-03T00:00:00Z", "text": 7, "label": "b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "n": 2},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    store, _ = scan(tmp_path, tmp_path / "a.jsonl")
+    part = pq.read_table(store.path / "corpus/c/part-00000.parquet")
+    assert part["id"].to_pylist() == [row["id"] for row in rows]
+    assert part["text"].to_pylist() == ['say "x"', "7"]
+    assert part["label"].to_pylist() == [row["label"] for row in rows]
+    assert part["n"].to_pylist() == [1, 2]
+
+
+def test_nothing_of_a_csv_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text\n1,#hash; tag\n#2,"a, ""b"""\n3,"two\nlines"\n', encoding="utf-8")
+    store, _ = scan(tmp_path, tmp_path / "a.csv")
+    assert all_rows(store)["text"].to_pylist() == ["#hash; tag", 'a, "b"', "two\nlines"]
+    assert all_rows(store)["id"].to_pylist() == ["1", "#2", "3"]
+    (tmp_path / "b.tsv").write_text("text\tn\nit's \t1\n5\" disk\t2\n", encoding="utf-8")
+    store, _ = scan(tmp_path / "b", tmp_path / "b.tsv")
+    assert all_rows(store)["text"].to_pylist() == ["it's ", '5" disk']
+
+
+def test_names_that_look_like_patterns_and_links(small: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "data1.jsonl").write_text('{"text": "the other"}\n')
+    (tmp_path / "data[1].jsonl").write_text('{"text": "this one"}\n')
+    store, _ = scan(tmp_path, tmp_path / "data[1].jsonl")
+    assert all_rows(store)["text"].to_pylist() == ["this one"]
+    pq.write_table(small, tmp_path / "blob")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "blob")
+    linked, _ = scan(tmp_path / "l", tmp_path / "link.parquet")
+    assert len(all_rows(linked)) == 50
+    (tmp_path / "folder" / ".hidden").mkdir(parents=True)
+    pq.write_table(small, tmp_path / "folder" / ".hidden" / "a.parquet")
+    with pytest.raises(InputError, match="no file"):
+        find_files(str(tmp_path / "folder"))
+
+
+def test_views_null_ids_and_compressed_arrow(small: pa.Table, tmp_path: Path) -> None:
+    texts = [None, *small["text"].to_pylist()[1:]]
+    table = pa.table({"id": pa.array([None, *range(1, 50)]), "text": pa.array(texts).cast(pa.string_view())})
+    for name, options in {"a.arrow": None, "b.arrow": pa.ipc.IpcWriteOptions(compression="zstd")}.items():
+        with pa.ipc.new_file(str(tmp_path / name), table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=9)
+    with pa.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    for name in ("a.arrow", "b.arrow", "c.arrow"):
+        store, entry = scan(tmp_path / name.removesuffix(".arrow"), tmp_path / name)
+        assert entry.blank == 1
+        assert all_rows(store)["text"].to_pylist() == texts[1:]
+        assert store.corpus.take(np.array([48, 0]))["id"].to_pylist() == ["49", "1"]
+    pq.write_table(pa.table({"id": [None, "x"], "text": ["a", "b"]}), tmp_path / "d.parquet")
+    assert all_rows(scan(tmp_path / "d", tmp_path / "d.parquet")[0])["id"].to_pylist() == ["c:0", "x"]
+    pq.write_table(pa.table({"id": [[1]], "text": ["a"]}), tmp_path / "e.parquet")
+    with pytest.raises(InputError, match="cannot be written as text"):
+        all_rows(scan(tmp_path / "e", tmp_path / "e.parquet")[0])
+
+
+def test_where_names_know_no_case_and_conditions_are_of_one_row(small: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(small.append_column("Source", small["package"]), tmp_path / "a.parquet")
+    package = small["package"][0].as_py()
+    _, entry = scan(tmp_path, tmp_path / "a.parquet", where=f"source = 'c' and source_ = '{package}'")
+    assert entry.passages == pc.sum(pc.equal(small["package"], package)).as_py()
+    with pytest.raises(InputError, match="condition on one row"):
+        scan(tmp_path / "b", tmp_path / "a.parquet", where="count(*) > 0")
