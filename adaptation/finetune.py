@@ -22,6 +22,7 @@ from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
 from selection.errors import NearkinError
 from selection.files import atomic_folder, fingerprint, write_json
 from selection.models import model_fingerprint, quiet_libraries
+from selection.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,6 @@ def _done(out: Path, identity: str, overwrite: bool) -> dict[int, SeedResult]:
 
 
 def _record(result: FinetuneResult) -> dict[str, Any]:
-    from adaptation.loading import versions
-
     seeds = sorted(result.by_seed.items())
     record: dict[str, Any] = {
         "metric": result.metric,

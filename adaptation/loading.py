@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +174,3 @@ def use_bf16(choice: str) -> bool:
     if choice == "auto":
         return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
     return choice == "on"
-
-
-def versions() -> dict[str, str]:
-    """What made a result: Python and the libraries whose versions shape it."""
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -21,6 +21,7 @@ from adaptation.texts import TrainingText, lengths_of, open_pieces, read_trainin
 from selection.errors import NearkinError
 from selection.files import TextFingerprint, atomic_folder, fingerprint, human_seconds, write_json
 from selection.models import model_fingerprint, quiet_libraries
+from selection.versions import versions
 
 if TYPE_CHECKING:
     from adaptation.training import MaskedLMTrainer
@@ -329,7 +330,7 @@ class _Run:
         return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
     def _write(self, result: AdaptResult, overwrite: bool) -> None:
-        from adaptation.loading import load_tokenizer, versions
+        from adaptation.loading import load_tokenizer
 
         losses = result.held_out_loss
         with atomic_folder(self.out, overwrite) as folder:

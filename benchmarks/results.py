@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selection.augmentation import versions
 from selection.files import atomic_write
+from selection.versions import versions
 
 Row = dict[str, Any]
 

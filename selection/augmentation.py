@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from selection.selectors import CANDIDATES, Pool, Selector, find_selector
 from selection.store import Store
 from selection.task import read_task
 from selection.tokens import count_tokens
+from selection.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -252,15 +252,3 @@ def _manifest(
         "seconds": round(result.seconds, 3),
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes a result."""
-    names = ("nearkin", "torch", "transformers", "sentence-transformers", "faiss-cpu", "faiss-gpu", "pyarrow", "duckdb")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
