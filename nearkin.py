@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"nearkin {_version()}")
-    root.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' own messages")
+    root.add_argument("--debug", action="store_true", help="anywhere: show tracebacks and the libraries' own messages")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     for register in (register_selection, register_adaptation, register_benchmarks):
         register(commands)
@@ -53,15 +53,17 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 (done) or 1 (failed, said on stderr); wrong usage exits with 2."""
-    args = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="nearkin: %(message)s")
-    if not args.debug:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    args = parser().parse_args([word for word in words if word != "--debug"])
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="nearkin: %(message)s")
+    if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         logging.getLogger("httpx").setLevel(logging.ERROR)
     try:
         return int(args.run(args))
     except NearkinError as error:
-        if args.debug:
+        if debug:
             raise
         return _fail(str(error))
     except BrokenPipeError:
@@ -70,13 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on where it was")
     except OSError as error:
-        if args.debug:
+        if debug:
             raise
         return _fail(str(explain_os_error(error, f"using {error.filename}" if error.filename else "working")))
     except MemoryError:
         return _fail("out of memory: use a machine with more, or a smaller corpus")
     except Exception as error:
-        if args.debug:
+        if debug:
             raise
         reason = " ".join(str(error).split())[:300]
         return _fail(f"internal error ({type(error).__name__}: {reason}); run it with --debug for the traceback")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from selection.errors import StoreError
 from tests.conftest import Cli
 
 
@@ -79,6 +80,11 @@ def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli("build")
     assert stop.value.code == 2
+
+
+def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        cli("verify", tmp_path, "--debug")
 
 
 def test_help_is_fast_because_it_loads_no_model_library() -> None:
