@@ -68,7 +68,7 @@ class BuildPlan:
         rows.append(f"encode  {self.encoder}, {self.dim} dimensions, float16: {todo}{took}")
         rows.append(f"index   {self.index.kind} ({self.index.why}), {human_bytes(self.index.bytes)}")
         rows.append(
-            f"disk    {human_bytes(self.disk_bytes)} more; memory for the index {human_bytes(self.index.bytes)}"
+            f"disk    {human_bytes(self.disk_bytes)} more; memory for the index {human_bytes(self.index.memory)}"
         )
         return rows
 

@@ -1,8 +1,10 @@
-"""Builds a FAISS index from embedding shards, one at a time: the corpus is in memory once, as the index itself."""
+"""Builds a FAISS index from embedding shards, one at a time: a flat one straight into its file, IVF in memory once."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,13 +38,13 @@ def build_index(store: Store, slug: str, plan: IndexPlan, seed: int = 0) -> Inde
     if known and known.embeddings == embeddings.fingerprint and store.is_whole(known.file):
         return known
     settings: dict[str, Any] = {}
-    if plan.kind == "flat":
-        index = _build_flat(faiss, embeddings)
-    else:
-        index, settings = _build_ivf(faiss, embeddings, plan, seed)
     folder = store.path / "index" / name
     with atomic_write(folder / "faiss.index") as aside:
-        _write_index(faiss, index, str(aside))
+        if plan.kind == "flat":
+            write_flat(faiss, embeddings, aside)
+        else:
+            index, settings = _build_ivf(faiss, embeddings, plan, seed)
+            _write_index(faiss, index, str(aside))
     file = store.entry(folder / "faiss.index", len(embeddings))
     entry = IndexEntry(slug, plan.kind, file, embeddings.fingerprint, settings)
     write_json(folder / "manifest.json", asdict(entry))
@@ -64,18 +66,33 @@ def _progress(embeddings: Embeddings, what: str) -> tqdm[None]:
     return tqdm(total=len(embeddings), desc=what, unit=" passages", unit_scale=True, disable=None, leave=False)
 
 
-def _build_flat(faiss: Any, embeddings: Embeddings) -> Any:
-    index = faiss.IndexFlatIP(embeddings.dim)
-    # Sized once: `add` shard by shard would grow by reallocation and hold the vectors up to three times.
-    index.codes.resize(len(embeddings) * embeddings.dim * 4)
-    index.ntotal = len(embeddings)
-    vectors = faiss.rev_swig_ptr(index.get_xb(), len(embeddings) * embeddings.dim).reshape(-1, embeddings.dim)
-    row = 0
-    with _progress(embeddings, "indexing") as bar:
+def write_flat(faiss: Any, embeddings: Embeddings, path: Path) -> None:
+    """Writes the file of an IndexFlatIP shard by shard, so that memory is one shard's.
+
+    FAISS itself makes the header, for an index of one vector; its two counts are then set. Where a later FAISS lays it
+    out otherwise, the index is built in memory instead.
+    """
+    dim, rows = embeddings.dim, len(embeddings)
+    one = faiss.IndexFlatIP(dim)
+    one.add(np.zeros((1, dim), dtype=np.float32))
+    header = bytearray(faiss.serialize_index(one).tobytes()[: -4 * dim])
+    counts = {8: (1, rows), len(header) - 8: (dim, rows * dim)}
+    if len(header) < 24 or any(struct.unpack_from("<q", header, at)[0] != was for at, (was, _) in counts.items()):
+        _write_index(faiss, _flat_in_memory(faiss, embeddings), str(path))
+        return
+    for at, (_, count) in counts.items():
+        struct.pack_into("<q", header, at, count)
+    with path.open("wb") as file, _progress(embeddings, "indexing") as bar:
+        file.write(header)
         for block in embeddings:
-            vectors[row : row + len(block)] = block
-            row += len(block)
+            file.write(block.astype("<f4").tobytes())
             bar.update(len(block))
+
+
+def _flat_in_memory(faiss: Any, embeddings: Embeddings) -> Any:
+    index = faiss.IndexFlatIP(embeddings.dim)
+    for block in embeddings:
+        index.add(block.astype(np.float32))
     return index
 
 

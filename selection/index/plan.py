@@ -20,13 +20,15 @@ class IndexPlan:
     Attributes:
         kind: ``flat`` or ``ivf``.
         nlist: inverted lists, 0 for flat.
-        bytes: size of the FAISS file, and of the memory that building it takes beside the embeddings' page cache.
+        bytes: size of the FAISS file.
+        memory: bytes that building it holds; a flat file is written shard by shard.
         why: the reason, for the printed plan.
     """
 
     kind: str
     nlist: int
     bytes: int
+    memory: int
     why: str
 
 
@@ -59,13 +61,14 @@ def plan_index(rows: int, dim: int, kind: str = "auto") -> IndexPlan:
     else:
         why = "as asked"
     if kind == "flat":
-        plan = IndexPlan("flat", 0, flat, why)
+        plan = IndexPlan("flat", 0, flat, 0, why)
     else:
         nlist = max(1, min(int(4 * math.sqrt(rows)), rows // POINTS_PER_LIST))
-        plan = IndexPlan("ivf", nlist, flat + rows * 8 + nlist * dim * 4, why)
-    if plan.bytes > memory * 0.9:
+        size = flat + rows * 8 + nlist * dim * 4
+        plan = IndexPlan("ivf", nlist, size, size, why)
+    if plan.memory > memory * 0.9:
         raise NearkinError(
-            f"a {plan.kind} index of {rows} x {dim} takes {plan.bytes / 1e9:.0f} GB to build and this machine has "
+            f"a {plan.kind} index of {rows} x {dim} takes {plan.memory / 1e9:.0f} GB to build and this machine has "
             f"{memory / 1e9:.0f} GB: use a smaller corpus (--where) or a machine with more memory"
         )
     return plan

@@ -13,6 +13,7 @@ import pytest
 from selection.building import build, index
 from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
+from selection.index.build import _flat_in_memory
 from selection.index.plan import FLAT_ROWS, plan_index
 from selection.index.search import neighbour_table, search
 from selection.ingest import CorpusSpec
@@ -93,6 +94,15 @@ def test_ivf_is_the_same_bytes_each_time(store: Path) -> None:
     assert path.read_bytes() == first
 
 
+def test_flat_file_is_what_faiss_itself_writes(built: Path, tmp_path: Path) -> None:
+    import faiss
+
+    embeddings = Embeddings(Store(built), "tiny-encoder")
+    faiss.write_index(_flat_in_memory(faiss, embeddings), str(tmp_path / "own.index"))
+    written = built / "index" / "tiny-encoder-flat" / "faiss.index"
+    assert written.read_bytes() == (tmp_path / "own.index").read_bytes()
+
+
 def test_ties_stand_in_doc_id_order_and_empty_places_are_dropped() -> None:
     scores = np.array([[0.5, 0.9, 0.5, -np.inf]], dtype=np.float32)
     table = neighbour_table(scores, np.array([[7, 4, 2, -1]]))
@@ -136,7 +146,7 @@ def test_auto_is_exact_until_it_is_not_affordable() -> None:
     large = plan_index(FLAT_ROWS + 1, 4)
     assert (large.kind, large.nlist) == ("ivf", 8944)
     with pytest.raises(NearkinError, match="GB to build"):
-        plan_index(10**10, 384, "flat")
+        plan_index(10**10, 384, "ivf")
     with pytest.raises(NearkinError, match="unknown index kind"):
         plan_index(10, 384, "tree")
 
