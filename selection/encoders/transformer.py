@@ -58,7 +58,10 @@ class TransformerEncoder:
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return np.asarray(vectors, dtype=np.float32)
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if self.precision != "exact":  # normalised in bfloat16, a unit vector is off by a thousandth
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None) -> str:

@@ -62,6 +62,7 @@ def test_default_encoder_is_sentence_transformers_own(passages: pa.Table) -> Non
     np.testing.assert_allclose(load_encoder("all-MiniLM-L6-v2", device="cpu").encode(texts), expected, atol=1e-5)
     half = load_encoder("all-MiniLM-L6-v2", "bf16", device="cpu").encode(texts)
     assert (half * expected).sum(axis=1).min() > 0.995
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.usefixtures("small_shards")
