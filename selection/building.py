@@ -67,9 +67,8 @@ class BuildPlan:
         took = "" if self.seconds is None else f", about {human_seconds(self.seconds)}"
         rows.append(f"encode  {self.encoder}, {self.dim} dimensions, float16: {todo}{took}")
         rows.append(f"index   {self.index.kind} ({self.index.why}), {human_bytes(self.index.bytes)}")
-        rows.append(
-            f"disk    {human_bytes(self.disk_bytes)} more; memory for the index {human_bytes(self.index.memory)}"
-        )
+        memory = f"; memory for the index {human_bytes(self.index.memory)}" if self.index.memory else ""
+        rows.append(f"disk    {human_bytes(self.disk_bytes)} more{memory}")
         return rows
 
 
