@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from selection.files import atomic_write
 from selection.versions import versions
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def machine() -> str:
@@ -28,6 +31,21 @@ def machine() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
     return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+
+
+def alternate(
+    paths: dict[str, Callable[[], T]], rounds: int, say: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, T]]:
+    """Runs every path once a round, so that a machine that slows down slows all: (median seconds, last results)."""
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    results = {}
+    for number in range(rounds):
+        for name, run in paths.items():
+            start = time.perf_counter()
+            results[name] = run()
+            seconds[name].append(time.perf_counter() - start)
+            say(f"round {number + 1}: {name} {seconds[name][-1]:.2f} s")
+    return {name: statistics.median(taken) for name, taken in seconds.items()}, results
 
 
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:

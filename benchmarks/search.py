@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.results import Row
+from benchmarks.results import Row, alternate
 from selection.embedding import Embeddings
 from selection.index.search import search as search_index
 from selection.querying import open_encoder
@@ -48,15 +46,7 @@ def search(
         paths[f"nearkin {kind}"] = lambda kind=kind: _ids(  # type: ignore[misc]
             search_index(opened, slug, queries, k, kind), len(queries), k
         )
-    seconds: dict[str, list[float]] = {name: [] for name in paths}
-    ids = {}
-    for number in range(rounds):
-        for name, run in paths.items():
-            start = time.perf_counter()
-            ids[name] = run()
-            seconds[name].append(time.perf_counter() - start)
-            say(f"round {number + 1}: {name} {seconds[name][-1]:.2f} s")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    median, ids = alternate(paths, rounds, say)
     exact = ids["numpy brute force"]
     return [
         {

@@ -5,9 +5,7 @@ Rounds alternate, so that a machine that slows down slows both; the ratio is tha
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.results import Row
+from benchmarks.results import Row, alternate
 from selection.embedding import embed
-from selection.encoders import load_encoder
+from selection.encoders import Encoder, load_encoder
 from selection.ingest import CorpusSpec, ingest
 from selection.models import DEFAULT_ENCODER, resolve_model
 from selection.store import Store
@@ -63,14 +61,7 @@ def throughput(
             name = f"nearkin embed, {precision}"
             cosines[name] = float((model.encode(texts) * reference).sum(axis=1).mean())
             paths[name] = lambda store=store, model=model: _embed_anew(store, model)  # type: ignore[misc]
-        seconds: dict[str, list[float]] = {name: [] for name in paths}
-        for number in range(rounds):
-            for name, run in paths.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-                say(f"round {number + 1}: {name} {len(strings) / seconds[name][-1]:.1f} passages/s")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+        median, _ = alternate(paths, rounds, say)
     base = median["sentence-transformers encode"]
     return [
         {
@@ -110,10 +101,7 @@ def _store(scratch: Path, precision: str) -> Store:
     return store
 
 
-def _embed_anew(store: Store, model: object) -> None:
-    store.manifest.encoders.clear()
-    with store.lock():
+def _embed_anew(store: Store, model: Encoder) -> None:
+    with store.lock():  # which reads the manifest again
         store.manifest.encoders.clear()
-        embed(store, model)  # type: ignore[arg-type]
-    store.manifest.encoders.clear()
-    store.save()
+        embed(store, model)

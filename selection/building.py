@@ -17,7 +17,7 @@ from selection.encoders import Encoder, load_encoder
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import human_bytes, human_seconds
 from selection.index import load_faiss
-from selection.index.build import build_index
+from selection.index.build import build_index, current_index
 from selection.index.plan import IndexPlan, plan_index
 from selection.ingest import CorpusSpec, ingest
 from selection.models import DEFAULT_ENCODER
@@ -132,7 +132,7 @@ def build(
             _require_space(opened, plan)
             for stage, work in (
                 ("embed", lambda: embed(opened, model)),
-                ("index", lambda: _index(opened, model, plan)),
+                ("index", lambda: build_index(opened, model.slug, plan.index)),
             ):
                 start = time.perf_counter()
                 work()
@@ -183,7 +183,8 @@ def plan_build(store: Store, encoder: Encoder, index: str) -> BuildPlan:
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
     chosen = plan_index(rows, encoder.dim, index)
-    disk = embedding.passages * encoder.dim * 2 + chosen.bytes
+    indexed = not embedding.todo and current_index(store, encoder.slug, chosen.kind)
+    disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
     seconds = _trial(store, encoder, embedding) if embedding.passages >= TRIAL_FROM else None
     return BuildPlan(store.manifest.corpora, encoder.slug, encoder.dim, embedding, chosen, disk, seconds)
 
@@ -192,11 +193,12 @@ def _trial(store: Store, encoder: Encoder, embedding: EmbeddingPlan) -> float:
     """Predicted seconds to embed what is to be done: passages from all over it are timed, after a warm-up."""
     corpus = store.corpus
     rng = np.random.default_rng(0)
-    shards = rng.choice(embedding.todo, TRIAL_PASSAGES)
-    rows = np.array([corpus.shards[s][2].rows for s in shards])
-    ids = corpus.offsets[shards] + (rng.random(TRIAL_PASSAGES) * rows).astype(np.int64)
-    weights = rows / rows.mean()
-    texts = corpus.take(ids[np.argsort(-weights, kind="stable")], ["text"])["text"]
+    rows = np.array([corpus.shards[s][2].rows for s in embedding.todo])
+    shards = rng.choice(len(rows), TRIAL_PASSAGES, p=rows / rows.sum())
+    ids = corpus.offsets[np.array(embedding.todo)[shards]] + (rng.random(TRIAL_PASSAGES) * rows[shards]).astype(
+        np.int64
+    )
+    texts = corpus.take(ids, ["text"])["text"]
     encoder.encode(texts.slice(0, 8))
     start = time.perf_counter()
     encoder.encode(texts)
@@ -210,10 +212,6 @@ def _require_space(store: Store, plan: BuildPlan) -> None:
             f"{store.path}: the build needs {human_bytes(plan.disk_bytes)} and the disk has {human_bytes(free)} free: "
             "free some or choose another disk"
         )
-
-
-def _index(store: Store, encoder: Encoder, plan: BuildPlan) -> None:
-    build_index(store, encoder.slug, plan.index)
 
 
 def index(

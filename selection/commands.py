@@ -8,12 +8,13 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from selection.encoders import PRECISIONS
+from selection.index.plan import KINDS
+from selection.models import DEFAULT_ENCODER
+from selection.selectors import METHODS
+
 if TYPE_CHECKING:
     from selection.querying import Answer
-
-KINDS = ("auto", "flat", "ivf")
-PRECISIONS = ("exact", "bf16")
-METHODS = ("knn", "random")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +72,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--chunk", metavar="N", type=positive, help="split passages longer than N tokens at sentence boundaries"
     )
     parser.add_argument(
-        "--encoder", metavar="E", help=f"a sentence-transformers model (default: the store's, else {DEFAULT_NAME})"
+        "--encoder", metavar="E", help=f"a sentence-transformers model (default: the store's, else {DEFAULT_ENCODER})"
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="exact: float32; bf16: faster on GPUs and CPUs with AMX"
@@ -84,9 +85,6 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--index", choices=KINDS, default="auto", help="flat is exact; ivf visits a part (default: auto)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-
-
-DEFAULT_NAME = "all-MiniLM-L6-v2"
 
 
 def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -71,17 +71,6 @@ class Corpus:
         batches = self._read(shard, ["text"], None)
         return pa.chunked_array([batch.column("text") for batch in batches], pa.large_string())
 
-    def sources(self) -> pa.Table:
-        """How many passages each corpus has: columns ``source``, ``passages``."""
-        names = pa.array([name for name, _, _ in self.shards], pa.string())
-        rows = pa.array([s.rows for _, _, s in self.shards], pa.int64())
-        table = pa.table({"source": names, "passages": rows})
-        return (
-            table.group_by("source", use_threads=False)
-            .aggregate([("passages", "sum")])
-            .rename_columns(table.column_names)
-        )
-
     def take(self, doc_ids: npt.NDArray[np.int64], columns: Sequence[str] = ("id", "text", "source")) -> pa.Table:
         """Rows for `doc_ids` (int64 [n], any order, repeats allowed), with columns of `PASSAGE`.
 

@@ -40,16 +40,13 @@ class EmbeddingPlan:
 
     Attributes:
         todo: positions of the corpus shards to embed.
-        passages, text_bytes: what those hold.
+        passages: what those hold.
         reused: passages whose embeddings are there already.
-        stale: embedding files of texts that are no longer in the corpus, or of another version of the encoder.
     """
 
     todo: list[int]
     passages: int
-    text_bytes: int
     reused: int
-    stale: int
 
 
 def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> EmbeddingPlan:
@@ -64,9 +61,7 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
             todo.append(position)
             seen.add(shard.text)
     rows = sum(shards[i].rows for i in todo)
-    stale = len(entry.shards) - len(whole) if entry else 0
-    size = sum(shards[i].text_bytes for i in todo)
-    return EmbeddingPlan(todo, rows, size, sum(s.rows for s in shards) - rows, stale)
+    return EmbeddingPlan(todo, rows, sum(s.rows for s in shards) - rows)
 
 
 def embed(store: Store, encoder: Encoder) -> EmbeddingPlan:

@@ -13,10 +13,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from benchmarks.harvest import Harvest, harvest
 from selection.building import build
 from selection.ingest import CorpusSpec
+
+# A busy machine is no bug: examples may take as long as they take.
+settings.register_profile("nearkin", deadline=None)
+settings.load_profile("nearkin")
 
 Cli = Callable[..., tuple[int, str, str]]
 

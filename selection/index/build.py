@@ -34,8 +34,7 @@ def build_index(store: Store, slug: str, plan: IndexPlan, seed: int = 0) -> Inde
     faiss = load_faiss()
     embeddings = Embeddings(store, slug)
     name = f"{slug}-{plan.kind}"
-    known = store.manifest.indexes.get(name)
-    if known and known.embeddings == embeddings.fingerprint and store.is_whole(known.file):
+    if known := current_index(store, slug, plan.kind):
         return known
     settings: dict[str, Any] = {}
     folder = store.path / "index" / name
@@ -51,6 +50,17 @@ def build_index(store: Store, slug: str, plan: IndexPlan, seed: int = 0) -> Inde
     store.manifest.indexes[name] = entry
     store.save()
     return entry
+
+
+def current_index(store: Store, slug: str, kind: str) -> IndexEntry | None:
+    """The index of that kind, if there is a whole one of the embeddings as they are.
+
+    Raises:
+        StoreError: the embeddings are incomplete.
+    """
+    known = store.manifest.indexes.get(f"{slug}-{kind}")
+    current = known and known.embeddings == Embeddings(store, slug).fingerprint and store.is_whole(known.file)
+    return known if current else None
 
 
 def _write_index(faiss: Any, index: Any, path: str) -> None:

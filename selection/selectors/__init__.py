@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from selection.corpus import Corpus
 from selection.encoders import load_encoder
-from selection.errors import NearkinError
+from selection.errors import NearkinError, StoreError
 from selection.index.search import search
 from selection.store import Store
 from selection.task import Task
 
 BLOCK_PAIRS = 8_000_000
+METHODS = ("knn", "random")
 CANDIDATES = pa.schema(
     [
         ("doc_id", pa.int64()),
@@ -79,8 +80,6 @@ def encode_task(store: Store, slug: str, task: Task, device: str | None = None) 
     Raises:
         StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
     """
-    from selection.errors import StoreError
-
     entry = store.manifest.encoders[slug]
     encoder = load_encoder(entry.model, entry.precision, device, entry.max_tokens)
     if encoder.fingerprint != entry.fingerprint:
@@ -123,10 +122,7 @@ def find_selector(name: str) -> Selector:
     from selection.selectors.knn import KnnSelector
     from selection.selectors.random import RandomSelector
 
-    known: dict[str, Selector] = {s.name: s for s in (KnnSelector(), RandomSelector())}
-    if name not in known:
-        raise NearkinError(f"unknown method {name!r}: choose one of {', '.join(known)}")
-    return known[name]
-
-
-METHODS = ("knn", "random")
+    for selector in (KnnSelector(), RandomSelector()):
+        if selector.name == name:
+            return selector
+    raise NearkinError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
