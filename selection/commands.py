@@ -23,9 +23,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_index(commands)
     _register_query(commands)
     _register_select(commands)
-    verify = add_command(commands, "verify", run_verify, "is the store whole; which command repairs what is not")
+    verify = add_command(
+        commands, "verify", run_verify, "is the store whole; which command repairs what is not", "nearkin verify store"
+    )
     verify.add_argument("store", metavar="STORE")
-    add_command(commands, "doctor", run_doctor, "is this machine ready: versions, devices, what is missing")
+    doctor = "is this machine ready: versions, devices, what is missing"
+    add_command(commands, "doctor", run_doctor, doctor, "nearkin doctor")
 
 
 def add_command(

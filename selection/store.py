@@ -188,7 +188,7 @@ class Store:
         """Raises StoreError where a file that passages are read from is missing or has changed."""
         for corpus in self.manifest.corpora:
             for file in corpus.in_use:
-                self.check(file, f"run `nearkin build {self.path}` with its --corpus again")
+                self.check(file, f"run `nearkin build {self.path}` to read it again")
 
     @property
     def corpus(self) -> Corpus:

@@ -34,7 +34,8 @@ def find_index(store: Store, slug: str, kind: str | None = None) -> IndexEntry:
     current = [entry for entry in known if entry and entry.embeddings == embeddings.fingerprint]
     if not current:
         state = "is older than its embeddings" if any(known) else "does not exist"
-        raise StoreError(f"{store.path}: the {kind or ''} index of {slug} {state}: run `nearkin index {store.path}`")
+        which, option = (f"{kind} index", f" --kind {kind}") if kind else ("index", "")
+        raise StoreError(f"{store.path}: the {which} of {slug} {state}: run `nearkin index {store.path}{option}`")
     return current[0]
 
 
