@@ -9,25 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from selection.choosing import Choice, Wanted, check_wanted, choose_encoder
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
-from selection.encoders import Encoder, load_encoder
 from selection.errors import InputError, NearkinError, StoreError
-from selection.files import human_bytes, human_seconds
+from selection.files import human_bytes, human_seconds, peak_memory
 from selection.index import load_faiss
 from selection.index.build import build_index, current_index
 from selection.index.plan import IndexPlan, plan_index
 from selection.ingest import CorpusSpec, ingest
-from selection.models import DEFAULT_ENCODER
 from selection.querying import open_encoder
 from selection.store import CorpusEntry, EncoderEntry, Store
+from selection.workers import work_of
 
 log = logging.getLogger(__name__)
-
-TRIAL_PASSAGES = 96
-TRIAL_FROM = 1000
 
 
 @dataclass(frozen=True)
@@ -36,20 +32,24 @@ class BuildPlan:
 
     Attributes:
         corpora: what was ingested.
-        encoder: its folder name.
+        choice: the encoder, with the mean tokens of a passage and the seconds that a trial predicts.
         embedding: what is to be embedded, and what is there already.
         index: which index.
         disk_bytes: new bytes on disk.
-        seconds: predicted for the embedding, from a trial on passages of the corpus; None where it is too short to try.
+        memory: predicted peak of this process in bytes; None where the system does not tell.
     """
 
     corpora: list[CorpusEntry]
-    encoder: str
-    dim: int
+    choice: Choice
+    settings: dict[str, Any]
     embedding: EmbeddingPlan
     index: IndexPlan
     disk_bytes: int
-    seconds: float | None
+    memory: int | None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.choice.seconds
 
     def lines(self) -> list[str]:
         """The plan for a person."""
@@ -62,23 +62,46 @@ class BuildPlan:
                 f"corpus  {corpus.name}: {corpus.passages:,} passages, {human_bytes(corpus.text_bytes)} of text, "
                 f"{len(corpus.shards)} shards" + (f" ({', '.join(left)})" if left else "")
             )
-        total = self.embedding.passages + self.embedding.reused
-        todo = f"{self.embedding.passages:,} of {total:,} passages to embed"
-        took = "" if self.seconds is None else f", about {human_seconds(self.seconds)}"
-        rows.append(f"encode  {self.encoder}, {self.dim} dimensions, float16: {todo}{took}")
+        encoder, embedding = self.choice.encoder, self.embedding
+        recall = f", recall {self.settings['recall']:.3f}" if "recall" in self.settings else ""
+        how = f"{encoder.precision} in {encoder.engine}{recall}"
+        rows.append(f"encoder {encoder.slug}: {how}, {encoder.dim} dimensions, float16")
+        todo = f"{embedding.passages:,} of {embedding.passages + embedding.reused:,} passages to embed"
+        if self.choice.tokens is not None and self.seconds is not None:
+            tokens = self.choice.tokens * embedding.passages
+            todo += (
+                f", about {tokens:,.0f} tokens, {human_seconds(self.seconds)} ({tokens / self.seconds:,.0f} tokens/s)"
+            )
+        rows.append(f"encode  {todo}")
         rows.append(f"index   {self.index.kind} ({self.index.why}), {human_bytes(self.index.bytes)}")
-        memory = f"; memory for the index {human_bytes(self.index.memory)}" if self.index.memory else ""
+        memory = "" if self.memory is None else f"; memory at most about {human_bytes(self.memory)}"
         rows.append(f"disk    {human_bytes(self.disk_bytes)} more{memory}")
         return rows
 
 
 @dataclass
 class BuildResult:
-    """What a build did; `seconds` by stage (``ingest``, ``embed``, ``index``)."""
+    """What a build did.
+
+    Attributes:
+        seconds: by stage: ``ingest``, ``encoder`` (choosing and fitting it), ``embed``, ``index``.
+        memory: the peak of this process in bytes; None where the system does not tell.
+    """
 
     plan: BuildPlan
     done: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
+
+    def against_plan(self) -> str:
+        """Prediction and fact, for a person."""
+        parts = []
+        if self.plan.seconds is not None:
+            took = human_seconds(self.seconds["embed"])
+            parts.append(f"embedding predicted {human_seconds(self.plan.seconds)}, took {took}")
+        if self.plan.memory is not None and self.memory is not None:
+            parts.append(f"memory predicted {human_bytes(self.plan.memory)}, was {human_bytes(self.memory)}")
+        return "; ".join(parts)
 
 
 def build(
@@ -90,6 +113,8 @@ def build(
     max_tokens: int | None = None,
     index: str = "auto",
     device: str | None = None,
+    min_recall: float = 0.95,
+    max_seconds: float | None = None,
     dry_run: bool = False,
     report: Callable[[str], None] = log.info,
 ) -> BuildResult:
@@ -99,15 +124,20 @@ def build(
         store: the folder; made where it does not exist.
         corpora: added, or replaced where the name is known; none continues or repairs what the store has.
         encoder: default all-MiniLM-L6-v2; where neither it nor precision nor max_tokens is given, the store's own.
-        precision: ``exact`` or ``bf16``; default exact.
+        precision: ``exact``, ``bf16``, ``int8`` or ``auto``; default exact.
         max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
         index: ``auto``, ``flat`` or ``ivf``.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
+        min_recall: the least share of exact neighbours that int8 must keep, and whatever ``auto`` chooses.
+        max_seconds: with precision ``auto``, take the most exact path whose embedding is predicted to end within it.
         dry_run: stop after the plan (the corpora are scanned; nothing is embedded).
         report: takes the plan's lines.
 
     Raises:
         NearkinError: anything the user can put right; whole shards made so far are kept.
     """
+    if max_seconds is not None and precision != "auto":
+        raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
     load_faiss()
     if len({c.name for c in corpora}) < len(corpora):
         raise InputError("two corpora have the same name: give each --corpus a name of its own")
@@ -119,11 +149,16 @@ def build(
         with opened.lock():
             if not opened.manifest.corpora and not corpora:
                 raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
-            model = _encoder(opened, encoder, precision, device, max_tokens)
+            wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds)
+            check_wanted(opened, wanted)
             start = time.perf_counter()
             _ingest_all(opened, corpora)
             seconds["ingest"] = time.perf_counter() - start
-            plan = plan_build(opened, model, index)
+            start = time.perf_counter()
+            choice = choose_encoder(opened, wanted, report)
+            seconds["encoder"] = time.perf_counter() - start
+            model = choice.encoder
+            plan = plan_build(opened, choice, index)
             for line in plan.lines():
                 report(line)
             finished = True
@@ -131,13 +166,13 @@ def build(
                 return BuildResult(plan, False, seconds)
             _require_space(opened, plan)
             for stage, work in (
-                ("embed", lambda: embed(opened, model)),
+                ("embed", lambda: embed(opened, model, work_of(device))),
                 ("index", lambda: build_index(opened, model.slug, plan.index)),
             ):
                 start = time.perf_counter()
                 work()
                 seconds[stage] = time.perf_counter() - start
-        return BuildResult(plan, True, seconds)
+        return BuildResult(plan, True, seconds, peak_memory())
     finally:
         if not finished and not existed:
             _forget(Path(store))
@@ -168,41 +203,27 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
         store.save()
 
 
-def _encoder(
-    store: Store, encoder: str | None, precision: str | None, device: str | None, max_tokens: int | None
-) -> Encoder:
-    """The encoder asked for; where nothing is said of it, the store's own."""
-    if (encoder, precision, max_tokens) == (None, None, None) and store.manifest.encoders:
-        entry = store.manifest.encoders[open_encoder(store, None)]
-        return load_encoder(entry.model, entry.precision, device, entry.max_tokens)
-    return load_encoder(encoder or DEFAULT_ENCODER, precision or "exact", device, max_tokens)
-
-
-def plan_build(store: Store, encoder: Encoder, index: str) -> BuildPlan:
-    """The plan for what the manifest's corpora need; tries the encoder on some passages where much is to be done."""
+def plan_build(store: Store, choice: Choice, index: str) -> BuildPlan:
+    """The plan for what the manifest's corpora need."""
+    encoder = choice.encoder
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
     chosen = plan_index(rows, encoder.dim, index)
     indexed = not embedding.todo and current_index(store, encoder.slug, chosen.kind)
     disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
-    seconds = _trial(store, encoder, embedding) if embedding.passages >= TRIAL_FROM else None
-    return BuildPlan(store.manifest.corpora, encoder.slug, encoder.dim, embedding, chosen, disk, seconds)
+    entry = store.manifest.encoders.get(encoder.slug)
+    memory = peak_memory()
+    if memory is not None:
+        memory += chosen.memory + (_working_bytes(store, embedding, encoder.dim) if embedding.todo else 0)
+    settings = entry.settings if entry else {}
+    return BuildPlan(store.manifest.corpora, choice, settings, embedding, chosen, disk, memory)
 
 
-def _trial(store: Store, encoder: Encoder, embedding: EmbeddingPlan) -> float:
-    """Predicted seconds to embed what is to be done: passages from all over it are timed, after a warm-up."""
-    corpus = store.corpus
-    rng = np.random.default_rng(0)
-    rows = np.array([corpus.shards[s][2].rows for s in embedding.todo])
-    shards = rng.choice(len(rows), TRIAL_PASSAGES, p=rows / rows.sum())
-    ids = corpus.offsets[np.array(embedding.todo)[shards]] + (rng.random(TRIAL_PASSAGES) * rows[shards]).astype(
-        np.int64
-    )
-    texts = corpus.take(ids, ["text"])["text"]
-    encoder.encode(texts.slice(0, 8))
-    start = time.perf_counter()
-    encoder.encode(texts)
-    return (time.perf_counter() - start) / TRIAL_PASSAGES * embedding.passages
+def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
+    """What embedding holds above the encoder at most: three of the largest shards as text, tokens and vectors."""
+    shards = [store.corpus.shards[position][2] for position in embedding.todo]
+    rows, text = max(s.rows for s in shards), max(s.text_bytes for s in shards)
+    return 3 * (3 * text + rows * dim * 6)
 
 
 def _require_space(store: Store, plan: BuildPlan) -> None:

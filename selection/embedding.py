@@ -5,17 +5,22 @@ fingerprints of its text and its encoder in the schema. A shard is embedded only
 and encoder exists, so a killed build goes on where it stopped. Batches never cross shards, which is why the resumed
 build's bytes are those of an undisturbed one.
 
-Memory above the encoder's own: one shard of text (`SHARD_ROWS` passages or `SHARD_BYTES`, whichever is less) as Arrow
-and, a window at a time, as Python strings, and one shard of vectors.
+Three things go on at once: a shard is read and tokenized, the one before it encoded, the one before that written. So
+memory above the encoder's own is three shards (of at most `SHARD_ROWS` passages or `SHARD_BYTES`): text and token ids
+of one, token ids and vectors of the next, vectors of the last. Several devices take a process each
+(`selection.workers`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +29,12 @@ from tqdm import tqdm
 
 from selection.corpus import Corpus
 from selection.encoders import Encoder
-from selection.errors import StoreError
+from selection.errors import InputError, StoreError
 from selection.files import TextFingerprint, atomic_write, fingerprint
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
 
-WINDOW = 2048
 SAVE_EVERY_SECONDS = 10.0
 
 
@@ -64,39 +68,95 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
     return EmbeddingPlan(todo, rows, sum(s.rows for s in shards) - rows)
 
 
-def embed(store: Store, encoder: Encoder) -> EmbeddingPlan:
-    """Brings the store's embeddings by `encoder` up to date; the store must be locked. Returns what was done."""
+Finished = Callable[[str, FileEntry], None]
+Work = Callable[[Store, Encoder, list[tuple[int, int]], "tqdm[None]", Finished], None]
+
+
+def embed(store: Store, encoder: Encoder, work: Work | None = None) -> EmbeddingPlan:
+    """Brings the store's embeddings by `encoder` up to date; the store must be locked. Returns what was done.
+
+    Args:
+        work: what embeds shards; default `embed_here`.
+    """
+    work = work or embed_here
     plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
     entry = _usable_entry(store, encoder)
-    corpus, folder = store.corpus, store.path / "embeddings" / encoder.slug
-    numbers = _free_numbers(entry)
+    folder = store.path / "embeddings" / encoder.slug
     store.save()
-    saved = time.monotonic()
+    lock, saved = Lock(), [time.monotonic()]
+
+    def finished(text: str, file: FileEntry) -> None:
+        with lock:
+            entry.shards[text] = file
+            if time.monotonic() - saved[0] > SAVE_EVERY_SECONDS:
+                store.save()
+                saved[0] = time.monotonic()
+
     try:
         with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-            for position in plan.todo:
-                shard = corpus.shards[position][2]
-                path = folder / f"part-{next(numbers):05d}.arrow"
-                vectors = _encode_shard(_unchanged_texts(corpus, position), encoder, bar)
-                with atomic_write(path) as aside:
-                    _write_vectors(aside, vectors, shard.text, encoder.fingerprint)
-                entry.shards[shard.text] = store.entry(path, shard.rows)
-                if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                    store.save()
-                    saved = time.monotonic()
+            work(store, encoder, list(zip(plan.todo, _free_numbers(entry), strict=False)), bar, finished)
     finally:
         store.save()
     _remove_unlisted(store, folder, entry)
     return plan
 
 
+def embed_here(
+    store: Store, encoder: Encoder, jobs: list[tuple[int, int]], bar: tqdm[None], finished: Finished
+) -> None:
+    """Embeds shards in this process.
+
+    Args:
+        jobs: (position of a corpus shard, number of its file) each.
+        finished: told each text's fingerprint and file once it is on disk, from the thread that wrote it.
+    """
+    corpus = store.corpus
+
+    def write(number: int, vectors: npt.NDArray[np.float16], text: str) -> None:
+        path = store.path / "embeddings" / encoder.slug / f"part-{number:05d}.arrow"
+        with atomic_write(path) as aside:
+            _write_vectors(aside, vectors, text, encoder.fingerprint)
+        finished(text, store.entry(path, len(vectors)))
+
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        prepared: Future[Any] | None = None
+        written: Future[None] | None = None
+        for turn, (position, number) in enumerate(jobs):
+            ready = (prepared or reader.submit(_prepare, corpus, position, encoder)).result()
+            following = jobs[turn + 1][0] if turn + 1 < len(jobs) else None
+            prepared = None if following is None else reader.submit(_prepare, corpus, following, encoder)
+            shard = corpus.shards[position][2]
+            vectors = _encode_shard(ready, encoder, shard.rows, bar)
+            if written is not None:
+                written.result()
+            written = writer.submit(write, number, vectors, shard.text)
+        if written is not None:
+            written.result()
+
+
+def _prepare(corpus: Corpus, position: int, encoder: Encoder) -> Any:
+    return encoder.prepare(_unchanged_texts(corpus, position))
+
+
+def _encode_shard(prepared: Any, encoder: Encoder, rows: int, bar: tqdm[None]) -> npt.NDArray[np.float16]:
+    """Vectors float16 [rows, dim]."""
+    before = bar.n
+    vectors = encoder.run(prepared, lambda done: bar.update(len(done))).astype(np.float16)
+    bar.update(before + rows - bar.n)
+    return vectors
+
+
 def _unchanged_texts(corpus: Corpus, position: int) -> pa.ChunkedArray:
     """A shard's texts, if they still are the ones that were scanned; a build can outlast an edit of its corpus."""
-    texts, digest = corpus.texts(position), TextFingerprint()
+    shard, digest = corpus.shards[position][2], TextFingerprint()
+    changed = f"{shard.path} has changed since it was read: run the same build again"
+    try:
+        texts = corpus.texts(position)
+    except (InputError, pa.ArrowException, OSError) as error:
+        raise StoreError(changed) from error
     digest.update(texts)
-    shard = corpus.shards[position][2]
     if digest.value() != shard.text:
-        raise StoreError(f"{shard.path} has changed since it was read: run the same build again")
+        raise StoreError(changed)
     return texts
 
 
@@ -107,6 +167,7 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
         if entry is not None:
             log.warning("encoder %s has changed: all of its embeddings are made anew", encoder.slug)
         entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
+        entry.settings["engine"] = encoder.engine
     current = {shard.text for _, _, shard in store.corpus.shards}
     entry.shards = {t: f for t, f in entry.shards.items() if t in current and store.is_whole(f)}
     entry.model = encoder.model
@@ -121,16 +182,6 @@ def _free_numbers(entry: EncoderEntry) -> Iterator[int]:
         if number not in used:
             yield number
         number += 1
-
-
-def _encode_shard(texts: pa.ChunkedArray, encoder: Encoder, bar: tqdm[None]) -> npt.NDArray[np.float16]:
-    """Vectors float16 [rows, dim]. Windows keep the bar moving; within each the encoder sorts by length."""
-    vectors = np.empty((len(texts), encoder.dim), dtype=np.float16)
-    for start in range(0, len(texts), WINDOW):
-        window = texts.slice(start, WINDOW)
-        vectors[start : start + len(window)] = encoder.encode(window)
-        bar.update(len(window))
-    return vectors
 
 
 def _write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:

@@ -5,6 +5,7 @@
     STORE/manifest.json                      corpora, shards, encoders, indexes, each file with rows and sha256
     STORE/corpus/<name>/part-00000.parquet   only for converted sources
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
+    STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
     STORE/index/<encoder>-<kind>/faiss.index + manifest.json
 
@@ -70,7 +71,13 @@ class CorpusEntry:
 
 @dataclass
 class EncoderEntry:
-    """One encoder's embeddings. `shards` maps a shard's text fingerprint to its embedding file."""
+    """One encoder's embeddings.
+
+    Attributes:
+        shards: a shard's text fingerprint -> its embedding file.
+        files: what was fitted to the corpus, where the encoder is of that kind.
+        settings: ``engine``; for a fitted encoder how it was made and what it was found to be worth (``recall``).
+    """
 
     model: str
     precision: str
@@ -78,6 +85,8 @@ class EncoderEntry:
     fingerprint: str
     dim: int
     shards: dict[str, FileEntry] = field(default_factory=dict)
+    files: list[FileEntry] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,7 +123,13 @@ class Manifest:
             for c in value["corpora"]
         ]
         encoders = {
-            slug: EncoderEntry(**{**e, "shards": {k: FileEntry(**f) for k, f in e["shards"].items()}})
+            slug: EncoderEntry(
+                **{
+                    **e,
+                    "shards": {k: FileEntry(**f) for k, f in e["shards"].items()},
+                    "files": files(e.get("files", [])),
+                }
+            )
             for slug, e in value["encoders"].items()
         }
         indexes = {k: IndexEntry(**{**i, "file": FileEntry(**i["file"])}) for k, i in value["indexes"].items()}
@@ -207,6 +222,14 @@ class Store:
         digest = sha256_of_file(path)
         self._remember(path, digest)
         return FileEntry(self.relative(path), rows, digest)
+
+    def checked_as(self, entry: FileEntry) -> list[Any]:
+        """What this store remembers of a file that it wrote or found right, for `adopt` in another process."""
+        return self._checked[entry.path]
+
+    def adopt(self, entry: FileEntry, checked: list[Any]) -> None:
+        """Remembers a file that another process of the same build wrote."""
+        self._checked[entry.path] = checked
 
     def is_whole(self, entry: FileEntry, reread: bool = False) -> bool:
         """Whether a file is there with the manifest's sha256 (`reread`: hash it even if it looks untouched)."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from selection.encoders.engine import Tick, no_tick
 from selection.errors import ModelError
 
-PRECISIONS = ("exact", "bf16")
+PRECISIONS = ("exact", "bf16", "int8")
+STATIC = "static:"
 
 
 class Encoder(Protocol):
@@ -19,10 +23,11 @@ class Encoder(Protocol):
     Attributes:
         model: the name it was asked for by.
         slug: its folder's name under STORE/embeddings.
-        precision: ``exact`` (the model's float32) or ``bf16``.
+        precision: one of `PRECISIONS`.
         max_tokens: where inputs are cut, special tokens included; None for the model's own limit.
-        fingerprint: sha256 over all that shapes its output.
+        fingerprint: sha256 over all that shapes its output, but for an engine's rounding of float32.
         dim: length of a vector.
+        engine: what runs it.
     """
 
     model: str
@@ -31,28 +36,98 @@ class Encoder(Protocol):
     max_tokens: int | None
     fingerprint: str
     dim: int
+    engine: str
+
+    def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
+        """What `run` takes: token ids as arrays. May go on in another thread while `run` works."""
+        ...
+
+    def run(self, prepared: Any, tick: Tick = no_tick) -> npt.NDArray[np.float32]:
+        """Vectors float32 [n, dim] of norm 1, in the order of the texts; `tick` is told which rows are done."""
+        ...
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-        """Vectors float32 [n, dim] of norm 1, in the order of `texts`."""
+        """`run` of `prepare`."""
         ...
 
 
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Which encoder.
+
+    Attributes:
+        model: a sentence-transformers model: a folder, a hub id, or a short name such as ``all-MiniLM-L6-v2``;
+            behind ``static:``, the static encoder that is fitted to it.
+        precision: one of `PRECISIONS`.
+        max_tokens: cut inputs to so many tokens: faster, and blind to the rest of a passage.
+    """
+
+    model: str
+    precision: str = "exact"
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"unknown precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.is_static and self.precision != "exact":
+            raise ModelError(f"{self.model} has one precision: leave --precision {self.precision} out")
+
+    @property
+    def is_static(self) -> bool:
+        return self.model.startswith(STATIC)
+
+    @property
+    def teacher(self) -> str:
+        """The sentence-transformers model behind it."""
+        return self.model.removeprefix(STATIC)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is made from a sample of the corpus, and kept in the store."""
+        return self.is_static or self.precision == "int8"
+
+    @property
+    def slug(self) -> str:
+        from selection.encoders.transformer import slug_of
+
+        return slug_of(self.model, self.precision, self.max_tokens)
+
+
 def load_encoder(
-    model: str, precision: str = "exact", device: str | None = None, max_tokens: int | None = None
+    model: str,
+    precision: str = "exact",
+    device: str | None = None,
+    max_tokens: int | None = None,
+    engine: str = "torch",
+    fitted: Path | None = None,
 ) -> Encoder:
     """The encoder called `model`.
 
     Args:
-        model: a sentence-transformers model: a folder, a hub id, or a short name such as ``all-MiniLM-L6-v2``.
-        precision: one of `PRECISIONS`.
-        device: ``cpu``, ``cuda``, ``mps``; None lets sentence-transformers choose.
-        max_tokens: cut inputs to so many tokens: faster, and blind to the rest of a passage.
+        model, precision, max_tokens: see `EncoderSpec`.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None lets sentence-transformers choose.
+        engine: ``torch`` or ``openvino`` (CPU only; ``torch`` where it is not installed).
+        fitted: the folder of what was fitted to a corpus, where that is the kind of encoder.
 
     Raises:
-        ModelError: no such model here or on the hub, unsafe weights, unknown precision.
+        ModelError: no such model here or on the hub, unsafe weights, unknown precision, a library that is missing.
     """
-    if precision not in PRECISIONS:
-        raise ModelError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    from selection.encoders import openvino_engine
     from selection.encoders.transformer import TransformerEncoder
 
-    return TransformerEncoder(model, precision, device, max_tokens)
+    spec = EncoderSpec(model, precision, max_tokens)
+    if spec.is_fitted and fitted is None:
+        raise ModelError(f"{spec.slug} is fitted to a corpus: `nearkin build` makes it and keeps it in the store")
+    if spec.is_static:
+        from selection.encoders.static import StaticEncoder
+
+        assert fitted is not None
+        return StaticEncoder(spec, fitted)
+    if precision == "int8":
+        if not openvino_engine.available():
+            raise ModelError(f"these embeddings are OpenVINO's int8: {openvino_engine.INSTALL}")
+        assert fitted is not None
+        return TransformerEncoder(model, precision, "cpu", max_tokens, quantized=fitted / "model.xml")
+    if engine == "openvino" and not openvino_engine.available():
+        engine = "torch"
+    return TransformerEncoder(model, precision, device, max_tokens, engine)

@@ -1,7 +1,10 @@
-"""Sentence-transformers models as encoders: their own ``encode``, which sorts by length and pads batch by batch.
+"""Sentence-transformers models as encoders: their own modules and weights, around this project's tokens and batches.
 
-Passages and task examples go through the same ``encode`` with the model's default prompt, since neighbours are sought
-among like and like (a symmetric search). Weights are read from safetensors only and no remote code is run.
+A window of texts becomes token ids as arrays, identical inputs are dropped, and the rest goes to an engine in batches
+of like length. Where that would not give the model's own vectors (a tokenizer or a pipeline of its own kind; a probe
+tells), its ``encode`` is called instead. Passages and task examples take the same way with the model's default prompt,
+since neighbours are sought among like and like (a symmetric search). Weights are read from safetensors only and no
+remote code is run.
 """
 
 from __future__ import annotations
@@ -9,63 +12,164 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from selection.encoders import openvino_engine
+from selection.encoders.engine import Engine, Tick, no_tick
+from selection.encoders.openvino_engine import OpenVinoEngine
+from selection.encoders.torch_engine import TorchEngine
 from selection.errors import ModelError
 from selection.files import fingerprint
 from selection.models import model_fingerprint, quiet_libraries, resolve_model
+from selection.tokens import ArrayTokenizer, Ragged
 
-BATCH = 32
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
+
+PROBE = ("a probe", "Texts of several lengths, one of them cut: 3.14 (naïve)!", "word " * 700)
 
 
 class TransformerEncoder:
-    """See `selection.encoders.Encoder`."""
+    """See `selection.encoders.Encoder`.
+
+    Args:
+        engine: ``torch`` or ``openvino``.
+        quantized: the .xml of an int8 model made by `selection.encoders.int8`, with precision ``int8``.
+    """
 
     def __init__(
-        self, model: str, precision: str = "exact", device: str | None = None, max_tokens: int | None = None
+        self,
+        model: str,
+        precision: str = "exact",
+        device: str | None = None,
+        max_tokens: int | None = None,
+        engine: str = "torch",
+        quantized: Path | None = None,
     ) -> None:
-        quiet_libraries()
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
         folder = resolve_model(model)
-        kwargs = {"use_safetensors": True, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
-        try:
-            self._model = SentenceTransformer(str(folder), device=device, model_kwargs=kwargs, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"model {model} at {folder} cannot be loaded as a sentence encoder: {reason}") from error
-        self._model.eval()
-        if max_tokens is not None:
-            self._model.max_seq_length = min(max_tokens, self._model.max_seq_length or max_tokens)
         # A local folder is named in full, so that the store finds it from anywhere.
         self.model = str(folder.absolute()) if Path(model).expanduser().is_dir() else model
         self.precision, self.max_tokens = precision, max_tokens
         self.slug = slug_of(model, precision, max_tokens)
-        self.fingerprint = fingerprint(model_fingerprint(folder), precision, str(max_tokens))
-        probe = self.encode(pa.array(["probe"]))
-        self.dim = int(probe.shape[1])
+        parts = [model_fingerprint(folder), precision, str(max_tokens)]
+        if quantized is not None:
+            from selection.files import sha256_of_file
+
+            parts += [sha256_of_file(quantized), sha256_of_file(quantized.with_suffix(".bin"))]
+        self.fingerprint = fingerprint(*parts)
+        on_cpu = engine == "openvino" or quantized is not None
+        self.pipeline = load_pipeline(model, "exact" if on_cpu else precision, "cpu" if on_cpu else device, max_tokens)
+        self.limit = int(self.pipeline.max_seq_length or 512)
+        self._prompt = (self.pipeline.prompts or {}).get(self.pipeline.default_prompt_name or "", "")
+        self._tokenizer = _array_tokenizer(self.pipeline, model)
+        self._strip = self._tokenizer is not None and not self._tokenizer.by_words
+        self.pad = int(getattr(self.pipeline.tokenizer, "pad_token_id", 0) or 0)
+        self._engine: Engine | None = None
+        if self._tokenizer is not None:
+            source = quantized or (openvino_engine.convert(self.pipeline) if engine == "openvino" else None)
+            self._engine = (
+                TorchEngine(self.pipeline, self.pad) if source is None else OpenVinoEngine(source, precision, self.pad)
+            )
+            if quantized is None and not self._agrees():
+                self._engine = None
+        elif on_cpu:
+            raise ModelError(f"{model} has a pipeline of its own kind: only --precision exact and bf16 in torch run it")
+        self.dim = int(self.pipeline.get_embedding_dimension())
+        self.engine = self._engine.name if self._engine else "sentence-transformers"
+        if quantized is not None or engine == "openvino":
+            self.pipeline.to("meta")  # the graph has its own copy of the weights
+
+    def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
+        if self._engine is None or self._tokenizer is None:
+            return texts
+        if self._prompt:
+            texts = pc.binary_join_element_wise(pa.scalar(self._prompt, texts.type), texts, pa.scalar("", texts.type))
+        if self._strip:
+            texts = pc.utf8_trim_whitespace(texts)
+        return self._tokenizer.with_specials(self._tokenizer(texts), self.limit)
+
+    def run(self, prepared: Any, tick: Tick = no_tick) -> npt.NDArray[np.float32]:
+        if self._engine is None:
+            vectors = self._plain(prepared)
+            tick(np.arange(len(vectors)))
+        else:
+            vectors = self._run_distinct(prepared, tick)
+        # Rounded to bfloat16 or int8, a unit vector is off by a thousandth; some pipelines do not normalise at all.
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-        vectors = self._model.encode(
-            texts.to_pylist(),
-            batch_size=BATCH,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
-        vectors = np.asarray(vectors, dtype=np.float32)
-        if self.precision != "exact":  # normalised in bfloat16, a unit vector is off by a thousandth
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+        return self.run(self.prepare(texts))
+
+    def _run_distinct(self, inputs: Ragged, tick: Tick) -> npt.NDArray[np.float32]:
+        """Each distinct input once."""
+        assert self._engine is not None
+        first, which = inputs.distinct()
+        copies = np.bincount(which, minlength=len(first))
+
+        def tell(rows: npt.NDArray[np.int64]) -> None:
+            tick(np.repeat(first[rows], copies[rows]))
+
+        if len(first) == len(inputs):
+            return self._engine.run(inputs, tick)
+        return self._engine.run(inputs.take(first), tell)[which]
+
+    def _plain(self, texts: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+        vectors = self.pipeline.encode(texts.to_pylist(), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _agrees(self) -> bool:
+        """Whether tokens, batches and engine give the model's own vectors of a probe."""
+        texts = pa.array(PROBE)
+        close = (self.encode(texts) * self._plain(texts)).sum(axis=1).min()
+        if close < 0.998:
+            log.info("%s: its own encode is used (cosine %.3f with the batched path)", self.model, close)
+        return bool(close >= 0.998)
+
+
+def load_pipeline(
+    model: str, precision: str = "exact", device: str | None = None, max_tokens: int | None = None
+) -> SentenceTransformer:
+    """The sentence-transformers model, in float32 or bfloat16, in evaluation mode.
+
+    Raises:
+        ModelError: no such model here or on the hub, unsafe weights, not a sentence encoder.
+    """
+    quiet_libraries()
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    folder = resolve_model(model)
+    kwargs = {"use_safetensors": True, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    try:
+        loaded = SentenceTransformer(str(folder), device=device, model_kwargs=kwargs, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {model} at {folder} cannot be loaded as a sentence encoder: {reason}") from error
+    if max_tokens is not None:
+        loaded.max_seq_length = min(max_tokens, loaded.max_seq_length or max_tokens)
+    return loaded.eval()
+
+
+def _array_tokenizer(pipeline: SentenceTransformer, model: str) -> ArrayTokenizer | None:
+    """The model's tokenizer on arrays; None where its first module is not a transformer over a fast tokenizer."""
+    if not (resolve_model(model) / "tokenizer.json").exists() or not hasattr(pipeline[0], "auto_model"):
+        return None
+    return ArrayTokenizer(model)
 
 
 def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None) -> str:
     """A folder name for an encoder: the last part of its name, then precision and limit where they are not its own."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().name) or "encoder"
+    _, _, rest = model.rpartition("static:")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(rest).expanduser().name) or "encoder"
+    name = f"static-{name}" if "static:" in model else name
     name = name if precision == "exact" else f"{name}-{precision}"
     return name if max_tokens is None else f"{name}-{max_tokens}"

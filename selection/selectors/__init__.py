@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from selection.choosing import stored_encoder
 from selection.corpus import Corpus
-from selection.encoders import load_encoder
 from selection.errors import NearkinError, StoreError
 from selection.index.search import search
 from selection.store import Store
@@ -81,7 +81,7 @@ def encode_task(store: Store, slug: str, task: Task, device: str | None = None) 
         StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
     """
     entry = store.manifest.encoders[slug]
-    encoder = load_encoder(entry.model, entry.precision, device, entry.max_tokens)
+    encoder = stored_encoder(store, slug, device)
     if encoder.fingerprint != entry.fingerprint:
         raise StoreError(
             f"{store.path} was embedded by another version of {entry.model}: "

@@ -184,7 +184,9 @@ def test_text_edited_during_the_build_is_noticed(
     real = embedding._encode_shard
 
     def editing(*args: object) -> object:
-        pq.write_table(passages.slice(1), path, row_group_size=64)
+        edited = tmp_path / "edited"
+        pq.write_table(passages.slice(1), edited, row_group_size=64)
+        edited.replace(path)
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(embedding, "_encode_shard", editing)
@@ -207,7 +209,7 @@ def test_plain_build_goes_on_with_the_encoder_it_began_with(
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "s", [CorpusSpec("d", str(corpus_file))], encoder=str(tiny_encoder), max_tokens=16)
     monkeypatch.setattr(embedding, "_encode_shard", real)
-    assert build(tmp_path / "s").plan.encoder == "tiny-encoder-16"
+    assert build(tmp_path / "s").plan.choice.encoder.slug == "tiny-encoder-16"
 
 
 def test_verify_compares_each_stage_with_the_one_before(store: Path, passages: pa.Table, tmp_path: Path) -> None:

@@ -1,0 +1,305 @@
+"""Chooses the encoder of a build by trying it on passages of the corpus, and makes those that are fitted to a corpus.
+
+Flags of a processor promise what only a trial tells (bfloat16 is slower than float32 on some that have it), so torch
+and OpenVINO each encode for two seconds and the faster goes on. ``--precision auto`` goes down this ladder and says
+what a step costs in recall: exact, bf16, int8, and, where a time limit leaves nothing else, the static encoder. Without
+a limit it takes the fastest step whose measured recall is enough and whose fitting pays for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from selection.encoders import STATIC, Encoder, EncoderSpec, int8, load_encoder, openvino_engine
+from selection.encoders.recall import neighbour_recall
+from selection.encoders.transformer import TransformerEncoder, load_pipeline
+from selection.errors import ModelError
+from selection.files import atomic_folder, human_seconds
+from selection.models import DEFAULT_ENCODER
+from selection.querying import open_encoder
+from selection.store import EncoderEntry, Store
+from selection.tokens import Ragged, count_tokens
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str], None]
+
+TRIAL_FROM = 2000
+TRIAL_SECONDS = 2.0
+TRIAL_PASSAGES = 1024
+INT8_PASSAGES = 2048
+STATIC_PASSAGES = 8192
+SAMPLED_SHARDS = 16
+FITTING_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for; None where nothing was.
+
+    Attributes:
+        encoder, precision, max_tokens: see `EncoderSpec`; precision may be ``auto``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several with commas between them.
+        min_recall: the least share of exact neighbours, in [0, 1], that int8 and bf16 chosen by ``auto`` must keep.
+        max_seconds: for ``auto``, within which the embedding should end.
+    """
+
+    encoder: str | None = None
+    precision: str | None = None
+    max_tokens: int | None = None
+    device: str | None = None
+    min_recall: float = 0.95
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An encoder and what a trial of it showed.
+
+    Attributes:
+        tokens: mean tokens of a passage as the encoder reads it, from a sample; None where nothing was tried.
+        seconds: predicted for all passages to be embedded; None likewise.
+    """
+
+    encoder: Encoder
+    tokens: float | None = None
+    seconds: float | None = None
+
+
+def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> Choice:
+    """The encoder asked for, fitted where it has to be; where nothing is said of it, the store's own.
+
+    Raises:
+        NearkinError: no such model, a library that is missing, a recall that is not reached.
+    """
+    return _Chooser(store, wanted, report).choose()
+
+
+def check_wanted(store: Store, wanted: Wanted) -> None:
+    """Raises NearkinError where what is asked for cannot be had, before a long ingestion rather than after it."""
+    said = (wanted.encoder, wanted.precision, wanted.max_tokens)
+    if said == (None, None, None) and store.manifest.encoders:
+        open_encoder(store, None)
+        return
+    precision = "exact" if wanted.precision == "auto" else wanted.precision or "exact"
+    spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, precision, wanted.max_tokens)
+    if spec.precision == "int8" and not int8.available():
+        raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
+    load_pipeline(spec.teacher)
+
+
+def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encoder:
+    """The encoder that wrote embeddings `slug`.
+
+    Raises:
+        StoreError: what was fitted to the corpus is missing or damaged.
+        ModelError: see `load_encoder`.
+    """
+    entry = store.manifest.encoders[slug]
+    for file in entry.files:
+        store.check(file, f"remove {store.path / 'encoders' / slug} and build the store anew")
+    folder = store.path / "encoders" / slug if entry.files else None
+    engine = entry.settings.get("engine", "torch")
+    return load_encoder(entry.model, entry.precision, device, entry.max_tokens, engine, folder)
+
+
+class _Chooser:
+    def __init__(self, store: Store, wanted: Wanted, report: Report) -> None:
+        self.store, self.wanted, self.report = store, wanted, report
+        self.device = None if wanted.device in (None, "auto") else str(wanted.device).split(",")[0]
+        self.on_cpu = (self.device or _best_device()) == "cpu"
+        self._drawn: dict[int, pa.ChunkedArray] = {}
+
+    def choose(self) -> Choice:
+        said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
+        entries = self.store.manifest.encoders
+        if said == (None, None, None) and entries:
+            return self._tried(stored_encoder(self.store, open_encoder(self.store, None), self.device))
+        model = self.wanted.encoder or DEFAULT_ENCODER
+        if self.wanted.precision == "auto":
+            before = [s for s, e in entries.items() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
+            if before and self.wanted.max_seconds is None:
+                return self._tried(stored_encoder(self.store, before[0], self.device))
+            return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
+        spec = EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens)
+        return self._fitted(spec) if spec.is_fitted else self._fastest(spec)
+
+    def _passages(self, encoder: Encoder) -> int:
+        """How many are still to be embedded by this encoder."""
+        from selection.embedding import plan_embedding
+
+        return plan_embedding(self.store, encoder.slug, encoder.fingerprint).passages
+
+    def _tried(self, encoder: Encoder) -> Choice:
+        """The encoder with its mean tokens and predicted seconds, where there is enough to do."""
+        passages = self._passages(encoder)
+        if passages < TRIAL_FROM:
+            return Choice(encoder)
+        tokens, speed = measure(encoder, self._sample(TRIAL_PASSAGES))
+        return Choice(encoder, tokens, passages * tokens / speed)
+
+    def _fastest(self, spec: EncoderSpec) -> Choice:
+        """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
+        known = self.store.manifest.encoders.get(spec.slug)
+        engine = known.settings.get("engine") if known else None
+        model = (spec.model, spec.precision, self.device, spec.max_tokens)
+        choices = [self._tried(load_encoder(*model, engine or "torch"))]
+        if engine or not self.on_cpu or not openvino_engine.available() or choices[0].seconds is None:
+            return choices[0]
+        try:
+            choices.append(self._tried(load_encoder(*model, "openvino")))
+        except ModelError as error:
+            self.report(f"trial   {error}")
+        best = min(choices, key=lambda choice: choice.seconds or 0.0)
+        others = ", ".join(f"{c.encoder.engine} {human_seconds(c.seconds or 0)}" for c in choices)
+        self.report(f"trial   {spec.slug}: {others}; {best.encoder.engine} is taken")
+        return best
+
+    def _fitted(self, spec: EncoderSpec) -> Choice:
+        """A fitted encoder: the store's, or a new one."""
+        known = self.store.manifest.encoders.get(spec.slug)
+        if known is None or not all(self.store.is_whole(file) for file in known.files):
+            start = time.perf_counter()
+            (self._fit_static if spec.is_static else self._fit_int8)(spec)
+            self.report(f"fitted  {spec.slug} in {human_seconds(time.perf_counter() - start)}")
+        return self._tried(stored_encoder(self.store, spec.slug, self.device))
+
+    def _fit_int8(self, spec: EncoderSpec) -> None:
+        self.report(f"int8    calibrating on {INT8_PASSAGES:,} passages of the corpus")
+        plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino")
+        sample = plain.prepare(self._sample(INT8_PASSAGES))
+        pipeline = load_pipeline(spec.teacher, "exact", "cpu", spec.max_tokens)
+        made = int8.quantize(pipeline, sample, plain.run(sample), plain.pad, self.wanted.min_recall, self.report)
+        with self._kept(spec) as folder:
+            made.save(folder / "model.xml")
+        self._record(spec, {"engine": "openvino", "candidate": made.candidate, **made.worth})
+
+    def _fit_static(self, spec: EncoderSpec) -> None:
+        raise NotImplementedError
+
+    def _kept(self, spec: EncoderSpec) -> Any:
+        return atomic_folder(self.store.path / "encoders" / spec.slug, overwrite=True)
+
+    def _record(self, spec: EncoderSpec, settings: dict[str, Any]) -> None:
+        """Enters a fitted encoder into the manifest, so that a killed build does not fit it again."""
+        folder = self.store.path / "encoders" / spec.slug
+        encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
+        files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
+        entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
+        self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
+        self.store.save()
+
+    def _auto(self, spec: EncoderSpec) -> Choice:
+        exact = self._fastest(spec)
+        limit = self.wanted.max_seconds
+        if exact.seconds is None or (limit is not None and exact.seconds <= limit):
+            return self._settled(spec, exact, "")
+        lower = self._worthwhile(spec, exact)
+        if lower is not None and (limit is None or (lower[0].seconds or 0) <= limit):
+            return self._settled(spec, *lower)
+        if limit is not None:
+            static = EncoderSpec(STATIC + spec.model, "exact", spec.max_tokens)
+            return self._settled(spec, self._fitted(static), self._cost_of(static))
+        return self._settled(spec, *(lower or (exact, "")))
+
+    def _worthwhile(self, spec: EncoderSpec, exact: Choice) -> tuple[Choice, str] | None:
+        """bf16 or int8 with what it costs, where it is faster than exact and keeps enough of its neighbours."""
+        assert exact.seconds is not None
+        limit = self.wanted.max_seconds
+        found: list[tuple[Choice, str]] = []
+        half = self._fastest(replace(spec, precision="bf16"))
+        if half.seconds is not None and half.seconds < 0.95 * exact.seconds:
+            sample = self._sample(TRIAL_PASSAGES)
+            recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), int8.NEIGHBOURS)
+            if recall >= self.wanted.min_recall:
+                found.append((half, f"keeps {recall:.1%} of the exact neighbours"))
+                if limit is not None and half.seconds <= limit:
+                    return found[0]
+        if self.on_cpu and int8.available() and (limit is not None or exact.seconds > 3 * FITTING_SECONDS):
+            quantized = replace(spec, precision="int8")
+            try:
+                found.append((self._fitted(quantized), self._cost_of(quantized)))
+            except ModelError as error:
+                self.report(f"int8    {error}")
+        fast = min(found, key=lambda choice: choice[0].seconds or 0.0, default=None)
+        return fast if fast is not None and (fast[0].seconds or 0.0) < exact.seconds else None
+
+    def _cost_of(self, spec: EncoderSpec) -> str:
+        settings = self.store.manifest.encoders[spec.slug].settings
+        return f"keeps {settings['recall']:.1%} of the exact neighbours among {settings['passages']:,} passages"
+
+    def _settled(self, spec: EncoderSpec, choice: Choice, cost: str) -> Choice:
+        taken = choice.encoder
+        what = f"{taken.slug} in {taken.engine}"
+        self.report(f"auto    {what}: {cost or 'the exact vectors'}")
+        limit, seconds = self.wanted.max_seconds, choice.seconds
+        if limit is not None and seconds is not None and seconds > limit:
+            self.report(f"auto    no path fits into {human_seconds(limit)}: this is the fastest there is")
+        entries = self.store.manifest.encoders
+        if taken.slug not in entries:
+            entry = EncoderEntry(taken.model, taken.precision, taken.max_tokens, taken.fingerprint, taken.dim)
+            entries[taken.slug] = replace(entry, settings={"engine": taken.engine})
+        for slug, other in entries.items():
+            if slug == taken.slug:
+                other.settings["auto"] = [spec.model, spec.max_tokens]
+            else:
+                other.settings.pop("auto", None)
+        return choice
+
+    def _sample(self, passages: int) -> pa.ChunkedArray:
+        """Texts drawn by a fixed seed from at most `SAMPLED_SHARDS` shards, in random order."""
+        if passages not in self._drawn:
+            self._drawn[passages] = draw(self.store, passages)
+        return self._drawn[passages]
+
+
+def draw(store: Store, passages: int) -> pa.ChunkedArray:
+    """At most `passages` texts from all over the corpus, in random order, by a fixed seed.
+
+    From `SAMPLED_SHARDS` shards drawn by their size, so that a corpus of a billion passages is not read for it.
+    """
+    corpus, rng = store.corpus, np.random.default_rng(0)
+    rows = np.array([shard.rows for _, _, shard in corpus.shards])
+    count = min(SAMPLED_SHARDS, len(rows))
+    shards = np.sort(rng.choice(len(rows), count, replace=False, p=rows / rows.sum()))
+    pool = np.concatenate([np.arange(corpus.offsets[s], corpus.offsets[s + 1]) for s in shards])
+    ids = rng.choice(pool, min(passages, len(pool)), replace=False)
+    return corpus.take(ids, ["text"])["text"]
+
+
+def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
+    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds."""
+    prepared = encoder.prepare(texts)
+    lengths = prepared.lengths if isinstance(prepared, Ragged) else count_tokens(texts, encoder.model) + 2
+    start, size, spent, most, speed = 0, 32, 0.0, 0, 1.0
+    encoder.run(_part(prepared, 0, 16))
+    while spent < TRIAL_SECONDS and start < len(texts):
+        stop = min(start + size, len(texts))
+        tokens, begun = int(lengths[start:stop].sum()), time.perf_counter()
+        encoder.run(_part(prepared, start, stop))
+        taken = time.perf_counter() - begun
+        if tokens > most:
+            most, speed = tokens, tokens / taken
+        start, size, spent = stop, 2 * size, spent + taken
+    return float(lengths.mean()), speed
+
+
+def _part(prepared: Any, start: int, stop: int) -> Any:
+    return (
+        prepared.take(np.arange(start, stop)) if isinstance(prepared, Ragged) else prepared.slice(start, stop - start)
+    )
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

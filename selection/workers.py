@@ -1,0 +1,123 @@
+"""Several devices: a process each, shards handed out one at a time.
+
+Each process loads the encoder on its own device, encodes the shards it is given and writes their files; the parent
+alone writes the manifest. Processes are spawned, since a forked one cannot use CUDA. A worker that dies or falls silent
+ends the build with one sentence; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from selection.choosing import stored_encoder
+from selection.embedding import Finished, Work, embed_here
+from selection.encoders import Encoder
+from selection.errors import NearkinError, StoreError
+from selection.store import FileEntry, Store
+
+SILENCE_SECONDS = 1800.0
+
+_mine: dict[str, Any] = {}
+
+
+def devices_of(device: str | None) -> list[str]:
+    """The devices that take a process each: those named with commas; for ``cuda`` and ``auto`` every GPU of several.
+
+    Raises:
+        NearkinError: a device that this machine does not have.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if device in (None, "auto"):
+        return [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else []
+    assert device is not None
+    named = device.split(",")
+    for name in named:
+        kind, _, number = name.partition(":")
+        there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": int(number or 0) < gpus}
+        if not there.get(kind, False):
+            raise NearkinError(f"this machine has no device {name}: `nearkin doctor` lists what it has")
+    if device == "cuda" and gpus > 1:
+        return [f"cuda:{i}" for i in range(gpus)]
+    return named if len(named) > 1 else []
+
+
+def work_of(device: str | None) -> Work | None:
+    """What embeds shards on several devices; None where one device needs no processes of its own."""
+    devices = devices_of(device)
+    if not devices:
+        return None
+
+    return partial(embed_elsewhere, devices=devices)
+
+
+def embed_elsewhere(
+    store: Store,
+    encoder: Encoder,
+    jobs: list[tuple[int, int]],
+    bar: tqdm[None],
+    finished: Finished,
+    devices: list[str],
+) -> None:
+    """As `selection.embedding.embed_here`, in one process a device.
+
+    Raises:
+        NearkinError: a process died, or none finished a shard for half an hour.
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")
+    names = context.SimpleQueue()
+    for name in devices:
+        names.put(name)
+    pool = ProcessPoolExecutor(len(devices), context, _open, (names, store.path, encoder.slug))
+    again = f"run `nearkin build {store.path}` to go on from what is finished"
+    try:
+        open_jobs = {pool.submit(_embed_one, encoder.fingerprint, job) for job in jobs}
+        while open_jobs:
+            done, open_jobs = wait(open_jobs, SILENCE_SECONDS, FIRST_COMPLETED)
+            if not done:
+                silent = f"no process on {', '.join(devices)} finished a shard in {SILENCE_SECONDS / 60:.0f} minutes"
+                raise NearkinError(f"{silent}: {again}")
+            for future in done:
+                text, file, checked = future.result()
+                store.adopt(file, checked)
+                bar.update(file.rows)
+                finished(text, file)
+    except BrokenProcessPool:
+        raise NearkinError(
+            f"a process on one of {', '.join(devices)} died, perhaps for want of memory: {again}"
+        ) from None
+    finally:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _open(names: Any, path: Path, slug: str) -> None:
+    """Runs once in each process: the store and the encoder on the next device."""
+    import torch
+
+    device = names.get()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    store = Store(path)
+    _mine.update(store=store, encoder=stored_encoder(store, slug, device))
+
+
+def _embed_one(fingerprint: str, job: tuple[int, int]) -> tuple[str, FileEntry, list[Any]]:
+    store, encoder = _mine["store"], _mine["encoder"]
+    if encoder.fingerprint != fingerprint:
+        raise StoreError(f"{encoder.model} changed while its embeddings were made: run the same build again")
+    made: list[tuple[str, FileEntry]] = []
+    embed_here(store, encoder, [job], tqdm(disable=True), lambda text, file: made.append((text, file)))
+    [(text, file)] = made
+    return text, file, store.checked_as(file)
