@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selection.encoders import STATIC, Encoder, EncoderSpec, int8, load_encoder, openvino_engine
+from selection.encoders import STATIC, Encoder, EncoderSpec, int8, load_encoder, openvino_engine, static_encoder
 from selection.encoders.recall import neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError
@@ -182,7 +182,15 @@ class _Chooser:
         self._record(spec, {"engine": "openvino", "candidate": made.candidate, **made.worth})
 
     def _fit_static(self, spec: EncoderSpec) -> None:
-        raise NotImplementedError
+        engine = "openvino" if self.on_cpu and openvino_engine.available() else "torch"
+        device = "cpu" if engine == "openvino" else self.device
+        teacher = TransformerEncoder(spec.teacher, "exact", device, spec.max_tokens, engine)
+        sample = self._sample(STATIC_PASSAGES)
+        self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus")
+        model, worth = static_encoder.fit(teacher, sample, self.report)
+        with self._kept(spec) as folder:
+            model.save(folder)
+        self._record(spec, {"engine": "numpy", **worth})
 
     def _kept(self, spec: EncoderSpec) -> Any:
         return atomic_folder(self.store.path / "encoders" / spec.slug, overwrite=True)
@@ -276,7 +284,10 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
 
 def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
     """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds."""
+    encoder.prepare(texts)  # fills the tokenizer's memory of words, as a long run would
+    begun = time.perf_counter()
     prepared = encoder.prepare(texts)
+    preparing = time.perf_counter() - begun
     lengths = prepared.lengths if isinstance(prepared, Ragged) else count_tokens(texts, encoder.model) + 2
     start, size, spent, most, speed = 0, 32, 0.0, 0, 1.0
     encoder.run(_part(prepared, 0, 16))
@@ -288,7 +299,7 @@ def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
         if tokens > most:
             most, speed = tokens, tokens / taken
         start, size, spent = stop, 2 * size, spent + taken
-    return float(lengths.mean()), speed
+    return float(lengths.mean()), 1 / (1 / speed + preparing / float(lengths.sum()))
 
 
 def _part(prepared: Any, start: int, stop: int) -> Any:

@@ -31,7 +31,9 @@ class ParquetFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = pq.ParquetFile(path, pre_buffer=False)  # not mapped: a file cut short meanwhile is an error, no crash
+        self._file = pq.ParquetFile(
+            path, pre_buffer=False
+        )  # not mapped: a file cut short meanwhile is an error, no crash
         self.schema = self._file.schema_arrow
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         self._edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

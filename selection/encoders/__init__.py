@@ -119,7 +119,7 @@ def load_encoder(
     if spec.is_fitted and fitted is None:
         raise ModelError(f"{spec.slug} is fitted to a corpus: `nearkin build` makes it and keeps it in the store")
     if spec.is_static:
-        from selection.encoders.static import StaticEncoder
+        from selection.encoders.static_encoder import StaticEncoder
 
         assert fitted is not None
         return StaticEncoder(spec, fitted)

@@ -1,0 +1,95 @@
+"""The static encoder behind the one protocol: ``static:<model>``, for corpora that the model itself is too slow for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from selection.encoders.engine import Tick, no_tick
+from selection.encoders.recall import neighbour_recall
+from selection.encoders.static import StaticModel, distil, fit_static
+from selection.encoders.transformer import TransformerEncoder
+from selection.files import fingerprint, sha256_of_file
+from selection.models import model_fingerprint, resolve_model
+from selection.tokens import ArrayTokenizer, Ragged
+
+if TYPE_CHECKING:
+    from selection.encoders import EncoderSpec
+
+CHUNK = 2048
+NEIGHBOURS = 50
+HELD = 8  # one sampled passage in so many says what the fit is worth
+
+
+class StaticEncoder:
+    """See `selection.encoders.Encoder`.
+
+    Args:
+        spec: with the model's name behind ``static:``.
+        folder: what `fit` wrote.
+    """
+
+    engine = "numpy"
+
+    def __init__(self, spec: EncoderSpec, folder: Path) -> None:
+        teacher = resolve_model(spec.teacher)
+        self.model, self.precision, self.max_tokens, self.slug = spec.model, spec.precision, spec.max_tokens, spec.slug
+        self._static = StaticModel.load(folder)
+        self._tokenizer = ArrayTokenizer(spec.teacher)
+        files = [sha256_of_file(path) for path in sorted(folder.iterdir())]
+        self.fingerprint = fingerprint(model_fingerprint(teacher), "static", str(spec.max_tokens), *files)
+        self.dim = self._static.dim
+
+    def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
+        return self._tokenizer(texts)
+
+    def run(self, prepared: Any, tick: Tick = no_tick) -> npt.NDArray[np.float32]:
+        out = np.empty((len(prepared), self.dim), dtype=np.float32)
+        for start in range(0, len(prepared), CHUNK):
+            rows = np.arange(start, min(start + CHUNK, len(prepared)))
+            out[rows] = self._static.vectors(prepared.take(rows))
+            tick(rows)
+        return out
+
+    def encode(self, texts: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+        return self.run(self.prepare(texts))
+
+
+def fit(
+    teacher: TransformerEncoder, texts: pa.ChunkedArray, report: Callable[[str], None]
+) -> tuple[StaticModel, dict[str, float | int]]:
+    """(a static encoder fitted to `teacher` on texts of a corpus, what it is worth, for the manifest).
+
+    Args:
+        texts: a sample in random order; one in `HELD` is held out and measured on.
+    """
+    tokenizer = ArrayTokenizer(teacher.model)
+    tokens = tokenizer(texts)
+    with tqdm(total=len(texts), desc="sampling", unit=" passages", disable=None) as bar:
+        vectors = teacher.run(teacher.prepare(texts), lambda rows: bar.update(len(rows)))
+
+    def alone(ids: Ragged) -> npt.NDArray[np.float32]:
+        return teacher.run(tokenizer.with_specials(ids, teacher.limit))
+
+    held = len(texts) // HELD
+    shown, hidden = np.arange(held, len(texts)), np.arange(held)
+    limit = teacher.limit - tokenizer.special_tokens
+    model = fit_static(
+        tokens.take(shown),
+        vectors[shown],
+        distil(alone, tokenizer.vocabulary_size),
+        limit=limit,
+        progress=lambda stage: report(f"static  {stage}"),
+    )
+    made = model.vectors(tokens.take(hidden))
+    recall = neighbour_recall(made, vectors[hidden], NEIGHBOURS)
+    cosine = float((made * vectors[hidden]).sum(axis=1).mean())
+    report(f"static  recall@{NEIGHBOURS} {recall:.3f}, cosine {cosine:.3f} over {held:,} passages")
+    worth = {"recall": round(recall, 4), "neighbours": NEIGHBOURS, "cosine": round(cosine, 5), "passages": held}
+    return model, worth
