@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selection.commands import add_command, positive
+from selection.commands import add_command, positive, share
 from selection.models import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from benchmarks.results import Row
+
+PATHS = ("exact", "bf16", "int8", "static")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,14 +39,24 @@ def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentPa
         benches,
         "throughput",
         run_throughput,
-        "encoding speed beside sentence-transformers' own encode",
-        "nearkin bench throughput $NEARKIN_DATA/corpora/biomed.parquet --out throughput.parquet",
+        "encoding speed and its cost in recall, beside sentence-transformers, model2vec and others that are installed",
+        """
+        nearkin bench throughput $NEARKIN_DATA/corpora/biomed.parquet --out throughput.parquet --plot throughput.png
+        nearkin bench throughput papers.jsonl --paths exact int8 --passages 512
+        """,
     )
     parser.add_argument("corpus", metavar="CORPUS", help="a corpus as --corpus takes it")
     parser.add_argument("--passages", type=positive, default=1024, help="drawn from it (default: 1024)")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--device")
+    parser.add_argument(
+        "--paths", nargs="+", choices=PATHS, default=PATHS, help="which of nearkin's own (default: all)"
+    )
+    parser.add_argument(
+        "--min-recall", type=share, default=0.0, help="take the first int8 candidate that reaches it (default: any)"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="recall against speed, as .png, .svg or .pdf")
     _shared(parser)
 
 
@@ -95,17 +107,24 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def run_throughput(args: argparse.Namespace) -> int:
+    from benchmarks.plots import plot_throughput, require_plots
     from benchmarks.throughput import throughput
 
+    if args.plot:
+        require_plots()
     rows = throughput(
         args.corpus,
         passages=args.passages,
         rounds=args.rounds,
         text_column=args.text_column,
         encoder=args.encoder,
+        paths=tuple(args.paths),
         device=args.device,
+        min_recall=args.min_recall,
         say=lambda line: print(line, flush=True),
     )
+    if args.plot:
+        plot_throughput(rows, args.plot)
     return _finish(rows, args.out)
 
 

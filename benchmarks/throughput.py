@@ -1,25 +1,66 @@
-"""Encoding speed: the build's embedding stage beside sentence-transformers' own ``encode``, same texts, same run.
+"""Encoding speed and what it costs in recall: the build's embedding stage beside its peers, same texts, same run.
 
-Rounds alternate, so that a machine that slows down slows both; the ratio is that of the medians.
+Rounds alternate, so that a machine that slows down slows all; ratios are those of the medians. nearkin's figures are of
+the whole stage: reading shards, tokenizing, encoding, float16, writing, syncing and hashing the files. int8 and the
+static encoder are fitted to other passages of the same corpus than those that are measured. Static paths, a hundred
+times faster, are timed on more passages. Peak memory is that of a process of its own for each path.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.commands import PATHS
 from benchmarks.results import Row, alternate
+from selection.choosing import Wanted, choose_encoder
 from selection.embedding import embed
-from selection.encoders import Encoder, load_encoder
+from selection.encoders import STATIC, Encoder, load_encoder
+from selection.encoders.recall import neighbour_recall
+from selection.errors import NearkinError
+from selection.files import peak_memory
 from selection.ingest import CorpusSpec, ingest
-from selection.models import DEFAULT_ENCODER, resolve_model
+from selection.models import DEFAULT_ENCODER, quiet_libraries, resolve_model
 from selection.store import Store
 from selection.tokens import count_tokens
+
+PLAIN = "sentence-transformers encode"
+HALF = "sentence-transformers encode, fp16"
+DISTILLED = "model2vec, as it distils"
+MEANS = "model2vec, plain means"
+PACKAGES = {
+    "skeletoken": "model2vec[distill]",
+    "optimum.intel": "optimum-intel",
+    "optimum.onnxruntime": "optimum-onnx",
+    "fastembed": "fastembed",
+}
+STATIC_TIMES = 16
+NEIGHBOURS = 50
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass
+class _Path:
+    """One way to encode: `run` is timed over `passages` passages, `vectors` gives those of the sample."""
+
+    run: Callable[[], object]
+    vectors: Callable[[], Vectors]
+    passages: int
+    fit: float = 0.0
 
 
 def throughput(
@@ -29,75 +70,255 @@ def throughput(
     rounds: int = 3,
     text_column: str = "text",
     encoder: str = DEFAULT_ENCODER,
-    precisions: tuple[str, ...] = ("exact", "bf16"),
+    paths: tuple[str, ...] = PATHS,
     device: str | None = None,
+    min_recall: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Measures passages/s and tokens/s of each path.
+    """Measures each path.
 
     Args:
         corpus: a corpus as ``--corpus`` takes it; `passages` of it are drawn by a fixed seed.
         rounds: timed rounds after a warm-up; each runs every path once.
-        precisions: which of nearkin's to time.
+        paths: which of nearkin's `PATHS`; those whose libraries are missing are left out with a note.
+        min_recall: what int8 must reach; the first candidate that does is measured.
 
     Returns:
         One row a path: ``path``, ``passages_s``, ``tokens_s`` (medians), ``ratio`` to sentence-transformers,
-        ``cosine`` (mean, with its vectors).
+        ``of_ceiling`` (model FLOP/s over the float32 matrix peak measured in this run; None for static paths),
+        ``memory_mb``, ``recall_50``, ``recall_20``, ``cosine``, ``cosine_min`` (with the exact vectors), ``fit_s``.
     """
-    from sentence_transformers import SentenceTransformer
-
     with tempfile.TemporaryDirectory() as scratch:
-        texts = _sample(Path(scratch), str(corpus), text_column, passages)
-        tokens = int(np.minimum(count_tokens(texts, encoder) + 2, _longest(encoder)).sum())
-        plain = SentenceTransformer(str(resolve_model(encoder)), device=device)
-        strings = texts.to_pylist()
-        reference = plain.encode(strings, batch_size=32, normalize_embeddings=True)
-        paths: dict[str, Callable[[], object]] = {
-            "sentence-transformers encode": lambda: plain.encode(strings, batch_size=32, normalize_embeddings=True)
-        }
-        cosines = {"sentence-transformers encode": 1.0}
-        for precision in precisions:
-            store, model = _store(Path(scratch), precision), load_encoder(encoder, precision, device)
-            name = f"nearkin embed, {precision}"
-            cosines[name] = float((model.encode(texts) * reference).sum(axis=1).mean())
-            paths[name] = lambda store=store, model=model: _embed_anew(store, model)  # type: ignore[misc]
-        median, _ = alternate(paths, rounds, say)
-    base = median["sentence-transformers encode"]
-    return [
-        {
-            "path": name,
-            "passages_s": len(strings) / taken,
-            "tokens_s": tokens / taken,
-            "ratio": base / taken,
-            "cosine": cosines[name],
-        }
-        for name, taken in median.items()
-    ]
+        bench = _Bench(Path(scratch), str(corpus), text_column, passages, encoder, device)
+        found = {PLAIN: bench.plain()}
+        if bench.device == "cuda":
+            found[HALF] = bench.plain(half=True)
+        for name in paths:
+            try:
+                say(f"preparing {name}")
+                found[f"nearkin, {name}"] = bench.nearkin(name, min_recall, say)
+            except NearkinError as error:
+                say(f"left out: {name}: {error}")
+        for name, build, needs in (
+            (DISTILLED, partial(bench.model2vec, DISTILLED), "skeletoken"),
+            (MEANS, partial(bench.model2vec, MEANS), "skeletoken"),
+            ("sentence-transformers, OpenVINO", partial(bench.backend, "openvino"), "optimum.intel"),
+            ("sentence-transformers, ONNX", partial(bench.backend, "onnx"), "optimum.onnxruntime"),
+            ("fastembed", None, "fastembed"),
+        ):
+            if not _installed(needs):
+                say(f"left out: {name}: {PACKAGES[needs]} is not installed")
+            elif build is None:
+                say(f"left out: {name}: it takes no local sentence-transformers folder")
+            else:
+                found[name] = build()
+        exact = found[PLAIN].vectors()
+        vectors = {name: path.vectors() for name, path in found.items()}
+        ceiling, work = matrix_ceiling(), bench.flops()
+        for path in found.values():
+            path.run()  # warm
+        median, _ = alternate({name: path.run for name, path in found.items()}, rounds, say)
+        memory = {name: bench.memory(name) for name in found}
+    base = found[PLAIN].passages / median[PLAIN]
+    rows = []
+    for name, path in found.items():
+        speed = path.passages / median[name]
+        cosines = (vectors[name] * exact).sum(axis=1)
+        runs_model = name not in (DISTILLED, MEANS) and not name.endswith("static")
+        rows.append(
+            {
+                "path": name,
+                "passages_s": speed,
+                "tokens_s": speed * bench.tokens,
+                "ratio": speed / base,
+                "of_ceiling": speed * work / ceiling if runs_model and bench.device == "cpu" else None,
+                "memory_mb": memory[name],
+                "recall_50": neighbour_recall(vectors[name], exact, NEIGHBOURS),
+                "recall_20": neighbour_recall(vectors[name], exact, 20),
+                "cosine": float(cosines.mean()),
+                "cosine_min": float(cosines.min()),
+                "fit_s": path.fit,
+            }
+        )
+    return rows
 
 
-def _longest(encoder: str) -> int:
+def matrix_ceiling() -> float:
+    """FLOP/s of this machine's float32 matrix product, the best of several."""
+    import torch
+
+    a, b = torch.randn(2048, 1536), torch.randn(1536, 1536)
+    best = np.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048 * 1536 * 1536 / best
+
+
+class _Bench:
+    """The texts, and each path over them."""
+
+    def __init__(
+        self, scratch: Path, corpus: str, column: str, passages: int, encoder: str, device: str | None
+    ) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        quiet_libraries()
+        self.scratch, self.encoder = scratch, encoder
+        self.model = SentenceTransformer(str(resolve_model(encoder)), device=device)
+        self.device: str = self.model.device.type
+        texts, self.others = _split(scratch, corpus, column, passages)
+        self.texts: pa.Array = texts
+        self.strings: list[str] = texts.to_pylist()
+        self.many = pa.concat_arrays([texts] * STATIC_TIMES)
+        longest = int(self.model.max_seq_length or 512)
+        self.lengths = np.minimum(count_tokens(texts, encoder) + 2, longest)
+        self.tokens = float(self.lengths.mean())
+
+    def flops(self) -> float:
+        """Of a passage: two a weight and token, and attention's products."""
+        import torch
+
+        config = self.model[0].auto_model.config
+        linear = [m for n, m in self.model[0].named_modules() if isinstance(m, torch.nn.Linear) and "pooler" not in n]
+        weights = sum(m.weight.numel() for m in linear)
+        attention = 4 * config.num_hidden_layers * config.hidden_size * float((self.lengths**2).mean())
+        return float(2 * weights * self.tokens + attention)
+
+    def plain(self, half: bool = False) -> _Path:
+        model = self.model.half() if half else self.model
+        run = partial(model.encode, self.strings, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings))
+
+    def backend(self, name: str) -> _Path:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(resolve_model(self.encoder)), backend=name)
+        run = partial(model.encode, self.strings, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings))
+
+    def nearkin(self, name: str, min_recall: float, say: Callable[[str], None]) -> _Path:
+        """The build's embedding stage, with an encoder that was chosen and fitted on other passages."""
+        store = _store(self.scratch / "fitting", self.others)
+        static = name == "static"
+        wanted = Wanted(
+            STATIC + self.encoder if static else self.encoder,
+            None if static else name,
+            device=self.device,
+            min_recall=min_recall,
+        )
+        start = time.perf_counter()
+        with store.lock():
+            chosen = choose_encoder(store, wanted, say).encoder
+            store.save()
+        fit = time.perf_counter() - start if static or name == "int8" else 0.0
+        texts = self.many if static else self.texts
+        path = self.scratch / f"{name}.parquet"
+        pq.write_table(pa.table({"text": texts}), path)
+        target = _store(self.scratch / f"store-{name}", path)
+        return _Path(partial(_embed_anew, target, chosen), lambda: chosen.encode(self.texts), len(texts), fit)
+
+    def model2vec(self, name: str) -> _Path:
+        """Its own distillation from the same model."""
+        model = _model2vec(name, self.encoder, self.model.device.type)
+        strings = self.many.to_pylist()
+        return _Path(
+            lambda: model.encode(strings, max_length=254),
+            lambda: _unit(model.encode(self.strings, max_length=254)),
+            len(strings),
+        )
+
+    def memory(self, name: str) -> float | None:
+        """Peak MB of a process that does nothing but load this path and run it once over the sample."""
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            arguments = (name, self.scratch, self.encoder, self.device)
+            peak = pool.submit(_alone, *arguments).result()
+        return None if peak is None else peak / 1e6
+
+
+def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
+    """One path in this process; returns its peak memory in bytes."""
+    if name.startswith("nearkin, "):
+        kind = name.removeprefix("nearkin, ")
+        target = Store(scratch / f"store-{kind}")
+        [(slug, entry)] = target.manifest.encoders.items()
+        folder = scratch / "fitting" / "encoders" / slug
+        arguments = (entry.model, entry.precision, device, entry.max_tokens, entry.settings["engine"])
+        _embed_anew(target, load_encoder(*arguments, folder if folder.exists() else None))
+        return peak_memory()
+    strings = pq.read_table(scratch / "sample.parquet")["text"].to_pylist()
+    if name in (DISTILLED, MEANS):
+        _model2vec(name, encoder, device).encode(strings, max_length=254)
+        return peak_memory()
     from sentence_transformers import SentenceTransformer
 
-    return int(SentenceTransformer(str(resolve_model(encoder)), device="cpu").max_seq_length or 512)
+    backend = {"sentence-transformers, OpenVINO": "openvino", "sentence-transformers, ONNX": "onnx"}.get(name, "torch")
+    model = SentenceTransformer(str(resolve_model(encoder)), device=device, backend=backend)
+    (model.half() if name == HALF else model).encode(strings, batch_size=32)
+    return peak_memory()
 
 
-def _sample(scratch: Path, corpus: str, column: str, passages: int) -> pa.Array:
-    """`passages` texts of the corpus, also written to SCRATCH/sample.parquet."""
+def _model2vec(name: str, encoder: str, device: str) -> Any:
+    """With its defaults (256 principal components, weights by frequency) or without both: plain means of all of it."""
+    from model2vec.distill import distill_from_model
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(resolve_model(encoder))
+    settings = {"pca_dims": None, "sif_coefficient": None} if name == MEANS else {}
+    with _offline():
+        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        return distill_from_model(model, tokenizer, device=device, **settings)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    import os
+
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+
+def _unit(vectors: npt.NDArray[np.floating[Any]]) -> Vectors:
+    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.asarray(vectors / norms, dtype=np.float32)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _split(scratch: Path, corpus: str, column: str, passages: int) -> tuple[pa.Array, Path]:
+    """(`passages` texts of the corpus, a file of up to 20,000 others)."""
     store = Store(scratch / "whole", create=True)
     with store.lock():
         store.manifest.corpora = [ingest(store, CorpusSpec("corpus", corpus, column))]
     size = len(store.corpus)
-    ids = np.sort(np.random.default_rng(0).choice(size, min(passages, size), replace=False))
-    table = store.corpus.take(ids, ["text"])
-    pq.write_table(table, scratch / "sample.parquet")
-    return table["text"].combine_chunks()
+    order = np.random.default_rng(0).permutation(size)[: passages + 20_000]
+    if size < 2 * passages:
+        raise NearkinError(f"{corpus} has {size:,} passages: name at most half as many with --passages")
+    sample, others = (store.corpus.take(np.sort(ids), ["text"]) for ids in (order[:passages], order[passages:]))
+    pq.write_table(sample, scratch / "sample.parquet")
+    pq.write_table(others, scratch / "others.parquet")
+    return sample["text"].combine_chunks(), scratch / "others.parquet"
 
 
-def _store(scratch: Path, precision: str) -> Store:
-    store = Store(scratch / f"store-{precision}", create=True)
+def _store(folder: Path, texts: Path) -> Store:
+    store = Store(folder, create=True)
     with store.lock():
-        store.manifest.corpora = [ingest(store, CorpusSpec("sample", str(scratch / "sample.parquet")))]
-        store.save()
+        if not store.manifest.corpora:
+            store.manifest.corpora = [ingest(store, CorpusSpec("sample", str(texts)))]
+            store.save()
     return store
 
 

@@ -165,11 +165,17 @@ class _Chooser:
     def _fitted(self, spec: EncoderSpec) -> Choice:
         """A fitted encoder: the store's, or a new one."""
         known = self.store.manifest.encoders.get(spec.slug)
-        if known is None or not all(self.store.is_whole(file) for file in known.files):
+        if known is None or not self._is_current(spec, known):
             start = time.perf_counter()
             (self._fit_static if spec.is_static else self._fit_int8)(spec)
             self.report(f"fitted  {spec.slug} in {human_seconds(time.perf_counter() - start)}")
         return self._tried(stored_encoder(self.store, spec.slug, self.device))
+
+    def _is_current(self, spec: EncoderSpec, known: EncoderEntry) -> bool:
+        """Whether what was fitted is whole, and its teacher the same as then."""
+        if not known.files or not all(self.store.is_whole(file) for file in known.files):
+            return False
+        return stored_encoder(self.store, spec.slug, self.device).fingerprint == known.fingerprint
 
     def _fit_int8(self, spec: EncoderSpec) -> None:
         self.report(f"int8    calibrating on {INT8_PASSAGES:,} passages of the corpus")

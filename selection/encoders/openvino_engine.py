@@ -118,11 +118,14 @@ class OpenVinoEngine:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the tracers' notices out of this program's output."""
-    root, level = logging.getLogger("transformers"), logging.getLogger("transformers").level
-    root.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

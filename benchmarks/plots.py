@@ -1,0 +1,50 @@
+"""Plots, where people would rather look: matplotlib, an optional extra (``pip install 'nearkin[plots]'``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.results import Row
+from selection.errors import NearkinError
+from selection.files import atomic_write
+
+
+def require_plots() -> None:
+    """Raises NearkinError where matplotlib is missing: asked before a long run, not after it."""
+    if find_spec("matplotlib") is None:
+        raise NearkinError("--plot needs matplotlib: pip install 'nearkin[plots]'")
+
+
+def plot_throughput(rows: Sequence[Row], path: Path) -> None:
+    """Recall against passages/s (logarithmic), a point a path; the format is that of the file's name.
+
+    Args:
+        rows: of `benchmarks.throughput.throughput`.
+    """
+    require_plots()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row in sorted(rows, key=lambda row: row["passages_s"]):
+        ours = row["path"].startswith("nearkin")
+        axes.plot(row["passages_s"], row["recall_50"], "o" if ours else "s", color="tab:blue" if ours else "tab:gray")
+        left = row["recall_50"] > 0.8 and row["passages_s"] > 100
+        axes.annotate(
+            f"{row['path']} ({row['ratio']:.3g}x)",
+            (row["passages_s"], row["recall_50"]),
+            xytext=(0, -14 if left else 8),
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if row["passages_s"] < 1000 else "right",
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.08)
+    axes.set_xlabel("passages/s")
+    axes.set_ylabel("recall@50 of the exact neighbours")
+    axes.grid(alpha=0.3)
+    kind = path.suffix.removeprefix(".") or "png"
+    with atomic_write(path) as aside:
+        figure.savefig(aside, format=kind, dpi=150)
