@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import Choice, Wanted, check_wanted, choose_encoder
+from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import human_bytes, human_seconds, peak_memory
@@ -138,6 +138,7 @@ def build(
     """
     if max_seconds is not None and precision != "auto":
         raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
+    check_devices(device)
     load_faiss()
     if len({c.name for c in corpora}) < len(corpora):
         raise InputError("two corpora have the same name: give each --corpus a name of its own")
@@ -278,6 +279,9 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
             yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
     for slug, entry in opened.manifest.encoders.items():
         rebuild = f"`nearkin build {store}{_flags(entry) if several else ''}`"
+        for file in entry.files:
+            good = opened.is_whole(file, reread=True)
+            yield file.path, None if good else f"damaged or missing: {rebuild} fits it again and embeds all anew"
         for file in entry.shards.values():
             good = opened.is_whole(file, reread=True)
             yield file.path, None if good else f"damaged or missing: {rebuild} embeds it again"

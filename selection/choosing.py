@@ -20,7 +20,7 @@ import pyarrow as pa
 from selection.encoders import STATIC, Encoder, EncoderSpec, int8, load_encoder, openvino_engine, static_encoder
 from selection.encoders.recall import neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
-from selection.errors import ModelError
+from selection.errors import ModelError, NearkinError
 from selection.files import atomic_folder, human_seconds
 from selection.models import DEFAULT_ENCODER
 from selection.querying import open_encoder
@@ -102,18 +102,37 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
         StoreError: what was fitted to the corpus is missing or damaged.
         ModelError: see `load_encoder`.
     """
+    check_devices(device)
     entry = store.manifest.encoders[slug]
     for file in entry.files:
-        store.check(file, f"remove {store.path / 'encoders' / slug} and build the store anew")
+        store.check(file, f"run `nearkin build {store.path}` to fit this encoder again and embed the corpus by it")
     folder = store.path / "encoders" / slug if entry.files else None
     engine = entry.settings.get("engine", "torch")
-    return load_encoder(entry.model, entry.precision, device, entry.max_tokens, engine, folder)
+    return load_encoder(entry.model, entry.precision, first_device(device), entry.max_tokens, engine, folder)
+
+
+def check_devices(device: str | None) -> None:
+    """Raises NearkinError where a device is named that this machine does not have."""
+    import torch
+
+    for name in [] if device in (None, "auto") else str(device).split(","):
+        kind, _, number = name.partition(":")
+        at = int(number) if number.isdecimal() else 0 if not number else -1
+        gpus = torch.cuda.device_count()
+        there = {"cpu": not number, "mps": torch.backends.mps.is_available(), "cuda": 0 <= at < gpus}
+        if not there.get(kind, False):
+            raise NearkinError(f"this machine has no device {name}: `nearkin doctor` lists what it has")
+
+
+def first_device(device: str | None) -> str | None:
+    """The first of the devices named with commas; None, torch's own choice, for ``auto``."""
+    return None if device in (None, "auto") else str(device).split(",")[0]
 
 
 class _Chooser:
     def __init__(self, store: Store, wanted: Wanted, report: Report) -> None:
         self.store, self.wanted, self.report = store, wanted, report
-        self.device = None if wanted.device in (None, "auto") else str(wanted.device).split(",")[0]
+        self.device = first_device(wanted.device)
         self.on_cpu = (self.device or _best_device()) == "cpu"
         self._drawn: dict[int, pa.ChunkedArray] = {}
 
@@ -121,14 +140,18 @@ class _Chooser:
         said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
         entries = self.store.manifest.encoders
         if said == (None, None, None) and entries:
-            return self._tried(stored_encoder(self.store, open_encoder(self.store, None), self.device))
+            entry = entries[open_encoder(self.store, None)]
+            return self._named(EncoderSpec(entry.model, entry.precision, entry.max_tokens))
         model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
             before = [s for s, e in entries.items() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
             if before and self.wanted.max_seconds is None:
-                return self._tried(stored_encoder(self.store, before[0], self.device))
+                entry = entries[before[0]]
+                return self._named(EncoderSpec(entry.model, entry.precision, entry.max_tokens))
             return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
-        spec = EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens)
+        return self._named(EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens))
+
+    def _named(self, spec: EncoderSpec) -> Choice:
         return self._fitted(spec) if spec.is_fitted else self._fastest(spec)
 
     def _passages(self, encoder: Encoder) -> int:

@@ -31,6 +31,8 @@ def doctor() -> Iterator[tuple[str, str, bool]]:
         yield package, found or f"missing: `pip install {package}`", found is not None
     yield from _faiss()
     yield from _torch()
+    fast = [f"{package} {_version(package)}" for package in ("openvino", "nncf") if _version(package)]
+    yield "fast on CPUs", ", ".join(fast) or "neither openvino nor nncf: `pip install 'nearkin[openvino]'`", True
     yield from _caches()
 
 

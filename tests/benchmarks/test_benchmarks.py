@@ -11,23 +11,31 @@ import pytest
 from benchmarks import demo as demo_module
 from benchmarks.memory import memory
 from benchmarks.search import search
-from benchmarks.throughput import throughput
 from selection.building import index
 from tests.conftest import Cli
 
 
+@pytest.mark.slow
 def test_throughput_has_the_peer_in_the_same_run(
     cli: Cli, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    rows = throughput(corpus_file, passages=100, rounds=1, encoder=str(tiny_encoder), precisions=("exact",))
-    assert [row["path"] for row in rows] == ["sentence-transformers encode", "nearkin embed, exact"]
-    assert rows[0]["ratio"] == 1
-    assert rows[1]["cosine"] == pytest.approx(1, abs=1e-4)
-    assert all(row["passages_s"] > 0 and row["tokens_s"] > row["passages_s"] for row in rows)
-    out = tmp_path / "rows.parquet"
-    arguments = ["--passages", 50, "--rounds", 1, "--encoder", tiny_encoder, "--out", out]
-    assert cli("bench", "throughput", corpus_file, *arguments)[0] == 0
-    assert {"path", "ratio", "machine", "versions", "time"} <= set(pq.read_table(out).column_names)
+    out, plot = tmp_path / "rows.parquet", tmp_path / "plot.svg"
+    arguments = ["--passages", 100, "--rounds", 1, "--encoder", tiny_encoder, "--out", out, "--plot", plot]
+    code, printed, errors = cli("bench", "throughput", corpus_file, *arguments, "--paths", "exact", "static")
+    assert code == 0, errors
+    table = pq.read_table(out)
+    assert {"path", "ratio", "machine", "versions", "time"} <= set(table.column_names)
+    rows = {row["path"]: row for row in table.to_pylist()}
+    plain, exact = rows["sentence-transformers encode"], rows["nearkin, exact"]
+    assert plain["ratio"] == 1
+    assert exact["cosine"] == pytest.approx(1, abs=1e-5)
+    assert exact["recall_50"] == pytest.approx(1, abs=0.01)
+    assert 0 < rows["nearkin, static"]["recall_50"] < 1
+    assert rows["nearkin, static"]["passages_s"] > 5 * exact["passages_s"]
+    assert all(row["passages_s"] > 0 and row["memory_mb"] > 100 for row in rows.values())
+    assert 0 < exact["of_ceiling"] < 1
+    assert "left out" in printed
+    assert "<svg" in plot.read_text()
 
 
 def test_search_agrees_with_brute_force(store: Path, task_folder: Path) -> None:

@@ -1,0 +1,281 @@
+"""Every path is held to sentence-transformers' own output; batches; int8; several processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tqdm import tqdm
+
+from selection import choosing, workers
+from selection.building import build
+from selection.choosing import Wanted, draw, stored_encoder
+from selection.embedding import Embeddings
+from selection.encoders import EncoderSpec, load_encoder, transformer
+from selection.encoders.batches import batches, plan_batches
+from selection.encoders.recall import neighbour_recall
+from selection.encoders.transformer import TransformerEncoder
+from selection.errors import ModelError, NearkinError, StoreError
+from selection.ingest import CorpusSpec
+from selection.querying import query
+from selection.store import Store
+from selection.tokens import Ragged
+from tests.conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def texts(passages: pa.Table) -> pa.Array:
+    """Real passages, an empty text, one that is cut, and some twice."""
+    some = passages["text"].slice(0, 60).to_pylist()
+    return pa.array([*some, "", "word " * 300, *some[:5]])
+
+
+@pytest.fixture(scope="module")
+def expected(texts: pa.Array, tiny_encoder: Path) -> npt.NDArray[np.float32]:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    return np.asarray(model.encode(texts.to_pylist(), normalize_embeddings=True), dtype=np.float32)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_engines_give_the_models_own_vectors(
+    engine: str, texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path
+) -> None:
+    encoder = load_encoder(str(tiny_encoder), "exact", "cpu", engine=engine)
+    assert encoder.engine == engine
+    done: list[int] = []
+    vectors = encoder.run(encoder.prepare(texts), lambda rows: done.append(len(rows)))
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    assert sum(done) == len(texts)
+    assert encoder.encode(texts.slice(0, 0)).shape == (0, 32)
+
+
+def test_fingerprint_is_the_same_whatever_the_engine(tiny_encoder: Path) -> None:
+    ours = [load_encoder(str(tiny_encoder), "exact", "cpu", engine=e).fingerprint for e in ("torch", "openvino")]
+    assert ours[0] == ours[1] != load_encoder(str(tiny_encoder), "bf16", "cpu").fingerprint
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_bf16_is_near(engine: str, texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path) -> None:
+    vectors = load_encoder(str(tiny_encoder), "bf16", "cpu", engine=engine).encode(texts)
+    assert (vectors * expected).sum(axis=1).min() > 0.995
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_max_tokens_cuts_as_the_model_would(texts: pa.Array, tiny_encoder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    model.max_seq_length = 16
+    own = model.encode(texts.to_pylist(), normalize_embeddings=True)
+    np.testing.assert_allclose(load_encoder(str(tiny_encoder), max_tokens=16).encode(texts), own, atol=2e-6)
+
+
+def test_identical_inputs_are_encoded_once(
+    texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    engine = encoder._engine
+    assert engine is not None
+    seen: list[int] = []
+    real = engine.run
+    monkeypatch.setattr(engine, "run", lambda inputs, tick: seen.append(len(inputs)) or real(inputs, tick))
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    assert seen == [62]
+
+
+def test_pipelines_of_another_kind_go_through_their_own_encode(
+    texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformerEncoder, "_agrees", lambda self: False)
+    encoder = load_encoder(str(tiny_encoder), device="cpu")
+    assert encoder.engine == "sentence-transformers"
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    monkeypatch.setattr(transformer, "_array_tokenizer", lambda pipeline, model: None)
+    np.testing.assert_allclose(load_encoder(str(tiny_encoder), device="cpu").encode(texts), expected, atol=2e-6)
+    with pytest.raises(ModelError, match="a pipeline of its own kind"):
+        load_encoder(str(tiny_encoder), device="cpu", engine="openvino")
+
+
+def test_prompts_are_put_before_texts(texts: pa.Array, tiny_encoder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(shutil.copytree(tiny_encoder, tmp_path / "prompted"))
+    path = folder / "config_sentence_transformers.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "prompts": {"passage": "passage: "}, "default_prompt_name": "passage"}))
+    own = SentenceTransformer(str(folder), device="cpu").encode(texts.to_pylist(), normalize_embeddings=True)
+    encoder = load_encoder(str(folder), device="cpu")
+    assert encoder.engine == "torch"
+    np.testing.assert_allclose(encoder.encode(texts), own, atol=2e-6)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.integers(1, 2000))
+def test_batches_hold_each_row_once_and_little_padding(lengths: list[int], budget: int) -> None:
+    counts = np.array(lengths, dtype=np.int64)
+    planned = plan_batches(counts, budget)
+    assert sorted(np.concatenate([rows for rows, _ in planned]).tolist()) == list(range(len(counts)))
+    for rows, width in planned:
+        assert counts[rows].max() <= width
+        assert len(rows) * width <= budget or len(rows) == 1
+        if counts[rows].min() >= 64:
+            assert counts[rows].sum() >= (1 - 0.12) * width * len(rows)
+    inputs = Ragged(np.arange(counts.sum(), dtype=np.int32), np.concatenate([[0], np.cumsum(counts)]))
+    for batch in batches(inputs, budget, pad=-1):
+        for row, ids, mask in zip(batch.rows, batch.ids, batch.mask, strict=True):
+            np.testing.assert_array_equal(ids[mask == 1], inputs.take(np.array([row])).values)
+            assert (ids[mask == 0] == -1).all()
+
+
+def test_padding_of_real_lengths_is_a_few_per_cent(passages: pa.Table, tiny_encoder: Path) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    lengths = encoder.prepare(passages["text"]).lengths
+    for budget in (2048, 16_384):
+        assert sum(len(rows) * width for rows, width in plan_batches(lengths, budget)) < 1.04 * lengths.sum()
+
+
+@pytest.mark.slow
+def test_int8_is_fitted_once_and_kept_with_its_recall(
+    cli: Cli, corpus_file: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    store, corpus = tmp_path / "store", f"docs={corpus_file}"
+    arguments = ["build", store, "--corpus", corpus, "--encoder", tiny_encoder, "--precision", "int8"]
+    code, out, _ = cli(*arguments, "--min-recall", "0.5")
+    assert code == 0
+    entry = Store(store).manifest.encoders["tiny-encoder-int8"]
+    assert entry.settings["recall"] >= 0.5
+    assert entry.settings["engine"] == "openvino"
+    assert f"recall {entry.settings['recall']:.3f}" in out
+    exact = load_encoder(str(tiny_encoder), device="cpu").encode(Store(store).corpus.texts(0))
+    kept = np.concatenate(list(Embeddings(Store(store), "tiny-encoder-int8"))).astype(np.float32)
+    assert (kept * exact).sum(axis=1).mean() > 0.98
+    assert neighbour_recall(kept, exact, 20) > 0.5
+    assert len(query(store, task_folder, 3).neighbours) == 120
+    _, again, _ = cli("build", store)
+    assert "calibrating" not in again
+    assert "0 passages embedded" in again
+    model = store / "encoders" / "tiny-encoder-int8" / "model.bin"
+    model.write_bytes(b"damaged")
+    with pytest.raises(StoreError, match="fit this encoder again"):
+        stored_encoder(Store(store), "tiny-encoder-int8")
+    assert "model.bin: damaged" in cli("verify", store)[1]
+    code, _, errors = cli(*arguments, "--min-recall", "1")
+    assert code == 1
+    assert errors.startswith("nearkin: int8 finds ")
+    assert cli("build", store, "--min-recall", "0.5")[0] == 0
+    assert cli("verify", store)[0] == 0
+
+
+@pytest.mark.slow
+def test_auto_takes_the_most_exact_path_that_fits(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "TRIAL_FROM", 1)
+    monkeypatch.setattr(choosing, "TRIAL_SECONDS", 0.05)
+    store = tmp_path / "store"
+    arguments = ["build", store, "--corpus", f"docs={corpus_file}", "--encoder", tiny_encoder, "--precision", "auto"]
+    code, out, _ = cli(*arguments, "--max-seconds", 3600, "--dry-run")
+    assert code == 0
+    assert "auto    tiny-encoder in" in out
+    assert "the exact vectors" in out
+    slow = lambda encoder, texts: (100.0, {"exact": 1.0, "bf16": 2.0, "int8": 3.0}[encoder.precision])  # noqa: E731
+    monkeypatch.setattr(choosing, "measure", slow)
+    code, out, _ = cli(*arguments, "--max-seconds", 1, "--min-recall", "0.5")
+    assert code == 0
+    assert "auto    static-tiny-encoder in numpy: keeps" in out
+    assert "no path fits" in out
+    assert len(Embeddings(Store(store), "static-tiny-encoder")) == 600
+    _, again, _ = cli("build", store, "--encoder", f"static:{tiny_encoder}")
+    assert "0 passages embedded" in again
+
+
+def test_static_encoder_end_to_end(
+    cli: Cli, corpus_file: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    store, corpus = tmp_path / "store", f"docs={corpus_file}"
+    code, out, errors = cli("build", store, "--corpus", corpus, "--encoder", f"static:{tiny_encoder}")
+    assert code == 0, errors
+    entry = Store(store).manifest.encoders["static-tiny-encoder"]
+    assert 0 < entry.settings["recall"] <= 1
+    assert entry.settings["passages"] == 75
+    assert f"recall {entry.settings['recall']:.3f}" in out
+    encoder = stored_encoder(Store(store), "static-tiny-encoder")
+    kept = np.concatenate(list(Embeddings(Store(store), "static-tiny-encoder")))
+    np.testing.assert_allclose(kept, encoder.encode(Store(store).corpus.texts(0)), atol=2e-3)
+    assert len(query(store, task_folder, 3).neighbours) == 120
+    assert cli("verify", store)[0] == 0
+    code, _, errors = cli("build", store, "--encoder", f"static:{tiny_encoder}", "--precision", "int8")
+    assert code == 1
+    assert "has one precision" in errors
+
+
+def test_max_seconds_needs_auto(cli: Cli, tmp_path: Path, corpus_file: Path) -> None:
+    code, _, errors = cli("build", tmp_path / "s", "--corpus", f"d={corpus_file}", "--max-seconds", 5)
+    assert code == 1
+    assert "--precision auto" in errors
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_processes_write_what_one_would(
+    corpus_file: Path, built: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 128)
+    spec = CorpusSpec("docs", str(corpus_file))
+    one, two = tmp_path / "one", tmp_path / "two"
+    build(one, [spec], encoder=str(tiny_encoder))
+    result = build(two, [spec], encoder=str(tiny_encoder), device="cpu,cpu")
+    assert result.plan.embedding.passages == 600
+    vectors = [np.concatenate(list(Embeddings(Store(path), "tiny-encoder"))) for path in (one, two)]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
+    store = Store(two)
+    with store.lock():
+        entry = store.manifest.encoders["tiny-encoder"]
+        entry.model, entry.shards = str(tmp_path / "gone"), {}
+        store.save()
+        encoder = load_encoder(str(tiny_encoder), device="cpu")
+        with pytest.raises(NearkinError, match="died"):
+            workers.embed_elsewhere(store, encoder, [(0, 0)], tqdm(disable=True), print, ["cpu"])
+
+
+def test_devices_that_are_not_there(cli: Cli, store: Path) -> None:
+    for device in ("cuda:9", "cpu,cuda:9", "abacus"):
+        code, _, errors = cli("build", store, "--device", device)
+        assert code == 1
+        assert "this machine has no device" in errors
+
+
+def test_a_sample_comes_from_all_over(built: Path) -> None:
+    store = Store(built)
+    sample = draw(store, 200)
+    assert len(sample) == 200
+    every = store.corpus.texts(0).to_pylist()
+    places = [every.index(text) for text in sample.to_pylist()]
+    assert places != sorted(places)
+    assert min(places) < 60
+    assert max(places) > 540
+    assert draw(store, 200).equals(sample)
+    assert len(draw(store, 10_000)) == 600
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ModelError, match="choose one of exact, bf16, int8"):
+        EncoderSpec("all-MiniLM-L6-v2", "int4")
+    assert Wanted().min_recall == 0.95
+
+
+def test_recall_counts_shared_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert neighbour_recall(vectors, vectors, 5) == 1
+    assert neighbour_recall(-vectors, vectors, 49) == 1
+    assert neighbour_recall(rng.normal(size=(50, 8)).astype(np.float32), vectors, 5) < 0.4

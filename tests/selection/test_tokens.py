@@ -1,0 +1,104 @@
+"""Tokens by array arithmetic are the tokenizers library's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selection import tokens as tokens_module
+from selection.models import resolve_model
+from selection.tokens import ArrayTokenizer, Ragged, count_tokens, load_tokenizer, split_words
+
+MODEL = "all-MiniLM-L6-v2"
+# White space of all kinds, control characters, accents apart and composed, CJK, special tokens, a word too long.
+AWKWARD = [
+    "",
+    " ",
+    "\n\t ",
+    "a\x0bb\x0cc\x00d",
+    "naïve näıve é",
+    "東京 タワー\u3000x\u00a0y",
+    "[MASK]x[SEP] [CLS]",
+    "a" * 250,
+]
+PIECES = [*AWKWARD, "the", "The", "protein-ligand", "ΑΣ Σ", "x\u0301", "3.14", "�", "\u200b", "\u2028", "don't"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ArrayTokenizer:
+    return ArrayTokenizer(MODEL)
+
+
+def rows_of(ragged: Ragged) -> list[list[int]]:
+    return [row.tolist() for row in np.split(ragged.values, ragged.offsets[1:-1])]
+
+
+def library(texts: list[str]) -> list[list[int]]:
+    return [e.ids for e in load_tokenizer(MODEL).encode_batch(texts, add_special_tokens=False)]
+
+
+def test_real_passages(passages: pa.Table, tokenizer: ArrayTokenizer) -> None:
+    assert tokenizer.by_words
+    texts = passages["text"]
+    assert rows_of(tokenizer(texts)) == library(texts.to_pylist())
+    np.testing.assert_array_equal(count_tokens(texts, MODEL), tokenizer(texts).lengths)
+    sliced = pa.array(texts.to_pylist()).slice(7, 20)  # whose buffers begin before it
+    assert rows_of(tokenizer(sliced)) == library(sliced.to_pylist())
+
+
+@settings(max_examples=200)
+@given(st.lists(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=6), max_size=5))
+def test_any_text(pieces: list[list[str]]) -> None:
+    texts = [" ".join(row) for row in pieces] + ["".join(row) for row in pieces]
+    got = ArrayTokenizer(MODEL)(pa.array(texts, pa.large_string()))
+    assert (rows_of(got) if texts else []) == library(texts)
+
+
+def test_forgotten_words_are_tokenized_again(
+    passages: pa.Table, tokenizer: ArrayTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "CACHE_WORDS", 50)
+    small = ArrayTokenizer(MODEL)
+    for start in range(0, 600, 100):
+        texts = passages["text"].slice(start, 100)
+        assert rows_of(small(texts)) == rows_of(tokenizer(texts))
+    assert len(small._words) <= 50
+
+
+def test_special_tokens_and_cut_are_the_models_own(passages: pa.Table, tokenizer: ArrayTokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    texts = [*passages["text"].slice(0, 50).to_pylist(), "", "word " * 400]
+    own = AutoTokenizer.from_pretrained(resolve_model(MODEL))(texts, truncation=True, max_length=64)["input_ids"]
+    assert rows_of(tokenizer.with_specials(tokenizer(pa.array(texts)), 64)) == own
+
+
+def test_words_keep_their_places() -> None:
+    words = split_words(pa.chunked_array([["b a", ""], [" b  a\n", "a"]]))
+    names = [w.as_py().decode() for w in words.dictionary.take(pa.array(words.words.values))]
+    assert [names[a:b] for a, b in zip(words.words.offsets[:-1], words.words.offsets[1:], strict=True)] == [
+        ["b ", "a"],
+        [],
+        [" ", "b  ", "a\n"],
+        ["a"],
+    ]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=3), max_size=12))
+def test_distinct_rows(rows: list[list[int]]) -> None:
+    offsets = np.cumsum([0, *(len(row) for row in rows)])
+    first, which = Ragged(np.array([v for row in rows for v in row], np.int32), offsets).distinct()
+    assert len(first) == len({tuple(row) for row in rows})
+    assert all(rows[first[w]] == row for w, row in zip(which, rows, strict=True))
+    assert all(first[w] <= i for i, w in enumerate(which))
+
+
+def test_other_tokenizers_go_through_the_library(monkeypatch: pytest.MonkeyPatch, passages: pa.Table) -> None:
+    monkeypatch.setattr(tokens_module, "_treats_words_alone", lambda tokenizer: False)
+    plain = ArrayTokenizer(MODEL)
+    assert not plain.by_words
+    texts = passages["text"].slice(0, 30)
+    assert rows_of(plain(texts)) == library(texts.to_pylist())
