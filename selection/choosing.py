@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selection.encoders import STATIC, Encoder, EncoderSpec, int8, load_encoder, openvino_engine, static_encoder
+from selection.encoders import (
+    STATIC,
+    Encoder,
+    EncoderSpec,
+    best_device,
+    int8,
+    load_encoder,
+    openvino_engine,
+    static_encoder,
+)
 from selection.encoders.recall import neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError, NearkinError
@@ -92,7 +101,7 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
     spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, precision, wanted.max_tokens)
     if spec.precision == "int8" and not int8.available():
         raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
-    load_pipeline(spec.teacher)
+    load_pipeline(spec.teacher, device="cpu")
 
 
 def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encoder:
@@ -133,7 +142,7 @@ class _Chooser:
     def __init__(self, store: Store, wanted: Wanted, report: Report) -> None:
         self.store, self.wanted, self.report = store, wanted, report
         self.device = first_device(wanted.device)
-        self.on_cpu = (self.device or _best_device()) == "cpu"
+        self.on_cpu = (self.device or best_device()) == "cpu"
         self._drawn: dict[int, pa.ChunkedArray] = {}
 
     def choose(self) -> Choice:
@@ -335,11 +344,3 @@ def _part(prepared: Any, start: int, stop: int) -> Any:
     return (
         prepared.take(np.arange(start, stop)) if isinstance(prepared, Ragged) else prepared.slice(start, stop - start)
     )
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -93,6 +93,15 @@ class EncoderSpec:
         return slug_of(self.model, self.precision, self.max_tokens)
 
 
+def best_device() -> str:
+    """The device that is used where none is named."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def load_encoder(
     model: str,
     precision: str = "exact",
@@ -106,7 +115,7 @@ def load_encoder(
     Args:
         model, precision, max_tokens: see `EncoderSpec`.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None lets sentence-transformers choose.
-        engine: ``torch`` or ``openvino`` (CPU only; ``torch`` where it is not installed).
+        engine: ``torch`` or ``openvino``; ``torch`` where the latter is not installed or the device is no CPU.
         fitted: the folder of what was fitted to a corpus, where that is the kind of encoder.
 
     Raises:
@@ -128,6 +137,6 @@ def load_encoder(
             raise ModelError(f"these embeddings are OpenVINO's int8: {openvino_engine.INSTALL}")
         assert fitted is not None
         return TransformerEncoder(model, precision, "cpu", max_tokens, quantized=fitted / "model.xml")
-    if engine == "openvino" and not openvino_engine.available():
+    if engine == "openvino" and not (openvino_engine.available() and (device or best_device()) == "cpu"):
         engine = "torch"
     return TransformerEncoder(model, precision, device, max_tokens, engine)
