@@ -28,14 +28,20 @@ def plot_throughput(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    placed: list[Row] = []
     for row in sorted(rows, key=lambda row: row["passages_s"]):
         ours = row["path"].startswith("nearkin")
         axes.plot(row["passages_s"], row["recall_50"], "o" if ours else "s", color="tab:blue" if ours else "tab:gray")
-        left = row["recall_50"] > 0.8 and row["passages_s"] > 100
+        near = [
+            other
+            for other in placed
+            if row["passages_s"] < 5 * other["passages_s"] and abs(other["recall_50"] - row["recall_50"]) < 0.1
+        ]
+        placed.append(row)
         axes.annotate(
             f"{row['path']} ({row['ratio']:.3g}x)",
             (row["passages_s"], row["recall_50"]),
-            xytext=(0, -14 if left else 8),
+            xytext=(0, 8 if not near else -4 - 13 * len(near)),  # one below the other where points lie close
             textcoords="offset points",
             fontsize=8,
             ha="left" if row["passages_s"] < 1000 else "right",
