@@ -31,7 +31,6 @@ def test_throughput_has_the_peer_in_the_same_run(
     assert exact["cosine"] == pytest.approx(1, abs=1e-5)
     assert exact["recall_50"] == pytest.approx(1, abs=0.01)
     assert 0 < rows["nearkin, static"]["recall_50"] < 1
-    assert rows["nearkin, static"]["passages_s"] > 5 * exact["passages_s"]
     assert all(row["passages_s"] > 0 and row["memory_mb"] > 100 for row in rows.values())
     assert 0 < exact["of_ceiling"] < 1
     assert "left out" in printed
