@@ -111,6 +111,8 @@ def test_ties_stand_in_doc_id_order_and_empty_places_are_dropped() -> None:
 
 
 def test_k_is_clipped_with_a_warning(built: Path, task_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", logger="selection")
+    caplog.set_level("WARNING", logger="selection.index.search")
     answer = query(built, task_folder, 1000, limit=2)
     assert answer.neighbours.num_rows == 2 * 600
     assert "600 neighbours each" in caplog.text
