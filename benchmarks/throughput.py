@@ -31,7 +31,7 @@ from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load_encoder
-from selection.encoders.recall import neighbour_recall
+from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.errors import NearkinError
 from selection.files import peak_memory
 from selection.ingest import CorpusSpec, ingest
@@ -50,7 +50,6 @@ PACKAGES = {
     "fastembed": "fastembed",
 }
 STATIC_TIMES = 16
-NEIGHBOURS = 50
 Vectors = npt.NDArray[np.float32]
 
 

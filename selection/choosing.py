@@ -27,7 +27,7 @@ from selection.encoders import (
     openvino_engine,
     static_encoder,
 )
-from selection.encoders.recall import neighbour_recall
+from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError, NearkinError
 from selection.files import atomic_folder, human_seconds
@@ -138,6 +138,10 @@ def first_device(device: str | None) -> str | None:
     return None if device in (None, "auto") else str(device).split(",")[0]
 
 
+def _spec_of(entry: EncoderEntry) -> EncoderSpec:
+    return EncoderSpec(entry.model, entry.precision, entry.max_tokens)
+
+
 class _Chooser:
     def __init__(self, store: Store, wanted: Wanted, report: Report) -> None:
         self.store, self.wanted, self.report = store, wanted, report
@@ -149,14 +153,12 @@ class _Chooser:
         said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
         entries = self.store.manifest.encoders
         if said == (None, None, None) and entries:
-            entry = entries[open_encoder(self.store, None)]
-            return self._named(EncoderSpec(entry.model, entry.precision, entry.max_tokens))
+            return self._named(_spec_of(entries[open_encoder(self.store, None)]))
         model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
             before = [s for s, e in entries.items() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
             if before and self.wanted.max_seconds is None:
-                entry = entries[before[0]]
-                return self._named(EncoderSpec(entry.model, entry.precision, entry.max_tokens))
+                return self._named(_spec_of(entries[before[0]]))
             return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
         return self._named(EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens))
 
@@ -196,20 +198,22 @@ class _Chooser:
 
     def _fitted(self, spec: EncoderSpec) -> Choice:
         """A fitted encoder: the store's, or a new one."""
-        known = self.store.manifest.encoders.get(spec.slug)
-        if known is None or not self._is_current(spec, known):
+        encoder = self._current(spec)
+        if encoder is None:
             start = time.perf_counter()
-            (self._fit_static if spec.is_static else self._fit_int8)(spec)
+            encoder = (self._fit_static if spec.is_static else self._fit_int8)(spec)
             self.report(f"fitted  {spec.slug} in {human_seconds(time.perf_counter() - start)}")
-        return self._tried(stored_encoder(self.store, spec.slug, self.device))
+        return self._tried(encoder)
 
-    def _is_current(self, spec: EncoderSpec, known: EncoderEntry) -> bool:
-        """Whether what was fitted is whole, and its teacher the same as then."""
-        if not known.files or not all(self.store.is_whole(file) for file in known.files):
-            return False
-        return stored_encoder(self.store, spec.slug, self.device).fingerprint == known.fingerprint
+    def _current(self, spec: EncoderSpec) -> Encoder | None:
+        """The store's, where what was fitted is whole and the model behind it the same as then."""
+        known = self.store.manifest.encoders.get(spec.slug)
+        if known is None or not known.files or not all(self.store.is_whole(file) for file in known.files):
+            return None
+        encoder = stored_encoder(self.store, spec.slug, self.device)
+        return encoder if encoder.fingerprint == known.fingerprint else None
 
-    def _fit_int8(self, spec: EncoderSpec) -> None:
+    def _fit_int8(self, spec: EncoderSpec) -> Encoder:
         self.report(f"int8    calibrating on {INT8_PASSAGES:,} passages of the corpus")
         plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino")
         sample = plain.prepare(self._sample(INT8_PASSAGES))
@@ -217,30 +221,30 @@ class _Chooser:
         made = int8.quantize(pipeline, sample, plain.run(sample), plain.pad, self.wanted.min_recall, self.report)
         with self._kept(spec) as folder:
             made.save(folder / "model.xml")
-        self._record(spec, {"engine": "openvino", "candidate": made.candidate, **made.worth})
+        return self._record(spec, {"engine": "openvino", "candidate": made.candidate, **made.worth})
 
-    def _fit_static(self, spec: EncoderSpec) -> None:
-        engine = "openvino" if self.on_cpu and openvino_engine.available() else "torch"
-        device = "cpu" if engine == "openvino" else self.device
-        teacher = TransformerEncoder(spec.teacher, "exact", device, spec.max_tokens, engine)
+    def _fit_static(self, spec: EncoderSpec) -> Encoder:
+        teacher = self._fastest(replace(spec, model=spec.teacher)).encoder
+        assert isinstance(teacher, TransformerEncoder)
         sample = self._sample(STATIC_PASSAGES)
         self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus")
         model, worth = static_encoder.fit(teacher, sample, self.report)
         with self._kept(spec) as folder:
             model.save(folder)
-        self._record(spec, {"engine": "numpy", **worth})
+        return self._record(spec, {"engine": "numpy", **worth})
 
     def _kept(self, spec: EncoderSpec) -> Any:
         return atomic_folder(self.store.path / "encoders" / spec.slug, overwrite=True)
 
-    def _record(self, spec: EncoderSpec, settings: dict[str, Any]) -> None:
-        """Enters a fitted encoder into the manifest, so that a killed build does not fit it again."""
+    def _record(self, spec: EncoderSpec, settings: dict[str, Any]) -> Encoder:
+        """Enters a fitted encoder into the manifest, so that a killed build does not fit it again; loads it."""
         folder = self.store.path / "encoders" / spec.slug
         encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
         entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
         self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
         self.store.save()
+        return encoder
 
     def _auto(self, spec: EncoderSpec) -> Choice:
         exact = self._fastest(spec)
@@ -263,7 +267,7 @@ class _Chooser:
         half = self._fastest(replace(spec, precision="bf16"))
         if half.seconds is not None and half.seconds < 0.95 * exact.seconds:
             sample = self._sample(TRIAL_PASSAGES)
-            recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), int8.NEIGHBOURS)
+            recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), NEIGHBOURS)
             if recall >= self.wanted.min_recall:
                 found.append((half, f"keeps {recall:.1%} of the exact neighbours"))
                 if limit is not None and half.seconds <= limit:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from selection.corpus import Corpus
-from selection.encoders.transformer import slug_of
+from selection.encoders import slug_of
 from selection.errors import NearkinError, StoreError
 from selection.index.search import search
 from selection.store import Store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,9 +89,21 @@ class EncoderSpec:
 
     @property
     def slug(self) -> str:
-        from selection.encoders.transformer import slug_of
-
         return slug_of(self.model, self.precision, self.max_tokens)
+
+
+def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None) -> str:
+    """A folder name for an encoder: the last part of its name, then precision and limit where they are not its own."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.removeprefix(STATIC)).expanduser().name) or "encoder"
+    name = f"static-{name}" if model.startswith(STATIC) else name
+    name = name if precision == "exact" else f"{name}-{precision}"
+    return name if max_tokens is None else f"{name}-{max_tokens}"
+
+
+def full_name(model: str) -> str:
+    """A model's name as a store keeps it: a local folder in full, so that it is found from anywhere."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
 
 
 def best_device() -> str:

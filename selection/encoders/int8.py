@@ -27,7 +27,7 @@ import numpy.typing as npt
 from selection.encoders.batches import batches
 from selection.encoders.engine import no_tick
 from selection.encoders.openvino_engine import INSTALL, OpenVinoEngine, convert
-from selection.encoders.recall import neighbour_recall
+from selection.encoders.recall import told, worth
 from selection.errors import ModelError
 from selection.tokens import Ragged
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEIGHBOURS = 50
 CALIBRATION_TOKENS = 1024
 CALIBRATION_BATCHES = 40
 RIDGE = 1.0
@@ -51,26 +50,12 @@ class Quantized:
     Attributes:
         model: the openvino.Model.
         candidate: which of `CANDIDATES`.
-        recall: of the `NEIGHBOURS` nearest among the measured passages, found again.
-        cosine: mean, with the exact vectors.
-        passages: how many it was measured on.
+        worth: see `selection.encoders.recall.worth`.
     """
 
     model: Any
     candidate: str
-    recall: float
-    cosine: float
-    passages: int
-
-    @property
-    def worth(self) -> dict[str, float | int]:
-        """For the store's manifest."""
-        return {
-            "recall": round(self.recall, 4),
-            "neighbours": NEIGHBOURS,
-            "cosine": round(self.cosine, 5),
-            "passages": self.passages,
-        }
+    worth: dict[str, float | int]
 
     def save(self, path: Path) -> None:
         """Writes `path` (.xml) and the weights beside it (.bin)."""
@@ -114,14 +99,11 @@ def quantize(
         shift = _affine_map(OpenVinoEngine(model, "int8", pad).run(fit, no_tick), exact[:half])
         _append(model, *shift)
         vectors = OpenVinoEngine(model, "int8", pad).run(held, no_tick)
-        recall = neighbour_recall(vectors, exact[half:], NEIGHBOURS)
-        cosine = float((vectors * exact[half:]).sum(axis=1).mean())
-        report(
-            f"int8    {candidate}: recall@{NEIGHBOURS} {recall:.3f}, cosine {cosine:.4f} over {len(held):,} passages"
-        )
-        if recall >= min_recall:
-            return Quantized(model, candidate, recall, cosine, len(held))
-        tried.append(recall)
+        found = worth(vectors, exact[half:])
+        report(f"int8    {candidate}: {told(found)}")
+        if found["recall"] >= min_recall:
+            return Quantized(model, candidate, found)
+        tried.append(found["recall"])
     raise ModelError(
         f"int8 finds {max(tried):.1%} of this corpus's exact neighbours again and {min_recall:.0%} are asked for: "
         "choose --precision exact, or allow less with --min-recall"

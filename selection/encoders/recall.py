@@ -9,6 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK = 1024
+NEIGHBOURS = 50
+
+
+def worth(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) -> dict[str, float | int]:
+    """What the store's manifest keeps of a fitted encoder: ``recall`` of so many ``neighbours``, mean ``cosine``.
+
+    Args:
+        student, teacher: float32 [n, dim], unit rows, of ``passages`` that it was not fitted to.
+    """
+    return {
+        "recall": round(neighbour_recall(student, teacher, NEIGHBOURS), 4),
+        "neighbours": NEIGHBOURS,
+        "cosine": round(float((student * teacher).sum(axis=1).mean()), 5),
+        "passages": len(student),
+    }
+
+
+def told(found: dict[str, float | int]) -> str:
+    """The same for a person."""
+    return "recall@{neighbours} {recall:.3f}, cosine {cosine:.4f} over {passages:,} passages".format(**found)
 
 
 def neighbour_recall(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32], k: int) -> float:

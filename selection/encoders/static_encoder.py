@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
+from selection.encoders import STATIC, EncoderSpec, full_name
 from selection.encoders.engine import Tick, no_tick
-from selection.encoders.recall import neighbour_recall
+from selection.encoders.recall import told, worth
 from selection.encoders.static import StaticModel, distil, fit_static
 from selection.encoders.transformer import TransformerEncoder
+from selection.errors import ModelError
 from selection.files import fingerprint, sha256_of_file
 from selection.models import model_fingerprint, resolve_model
 from selection.tokens import ArrayTokenizer, Ragged
 
-if TYPE_CHECKING:
-    from selection.encoders import EncoderSpec
-
 CHUNK = 2048
-NEIGHBOURS = 50
 HELD = 8  # one sampled passage in so many says what the fit is worth
 
 
@@ -39,7 +37,8 @@ class StaticEncoder:
 
     def __init__(self, spec: EncoderSpec, folder: Path) -> None:
         teacher = resolve_model(spec.teacher)
-        self.model, self.precision, self.max_tokens, self.slug = spec.model, spec.precision, spec.max_tokens, spec.slug
+        self.model = STATIC + full_name(spec.teacher)
+        self.precision, self.max_tokens, self.slug = spec.precision, spec.max_tokens, spec.slug
         self._static = StaticModel.load(folder)
         self._tokenizer = ArrayTokenizer(spec.teacher)
         files = [sha256_of_file(path) for path in sorted(folder.iterdir())]
@@ -69,6 +68,8 @@ def fit(
     Args:
         texts: a sample in random order; one in `HELD` is held out and measured on.
     """
+    if teacher.engine == "sentence-transformers":
+        raise ModelError(f"{teacher.model} has a pipeline of its own kind, which no static encoder can be fitted to")
     tokenizer = ArrayTokenizer(teacher.model)
     tokens = tokenizer(texts)
     with tqdm(total=len(texts), desc="sampling", unit=" passages", disable=None) as bar:
@@ -87,9 +88,6 @@ def fit(
         limit=limit,
         progress=lambda stage: report(f"static  {stage}"),
     )
-    made = model.vectors(tokens.take(hidden))
-    recall = neighbour_recall(made, vectors[hidden], NEIGHBOURS)
-    cosine = float((made * vectors[hidden]).sum(axis=1).mean())
-    report(f"static  recall@{NEIGHBOURS} {recall:.3f}, cosine {cosine:.3f} over {held:,} passages")
-    worth = {"recall": round(recall, 4), "neighbours": NEIGHBOURS, "cosine": round(cosine, 5), "passages": held}
-    return model, worth
+    found = worth(model.vectors(tokens.take(hidden)), vectors[hidden])
+    report(f"static  {told(found)}")
+    return model, found

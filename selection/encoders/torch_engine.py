@@ -15,7 +15,8 @@ from selection.tokens import Ragged
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BUDGET = {"cpu": 4096, "mps": 16_384, "cuda": 131_072}
+BUDGET = {"cpu": 4096, "cuda": 131_072}
+OTHER_BUDGET = 16_384
 
 
 class TorchEngine:
@@ -39,13 +40,12 @@ class TorchEngine:
         waiting: list[tuple[npt.NDArray[np.int64], Any]] = []
         try:
             with torch.inference_mode():
-                for batch in batches(inputs, BUDGET.get(self._device.type, 16_384), self._pad):
+                for batch in batches(inputs, BUDGET.get(self._device.type, OTHER_BUDGET), self._pad):
                     features = {"input_ids": self._on_device(batch.ids), "attention_mask": self._on_device(batch.mask)}
                     vectors = self._model(features)["sentence_embedding"].float()
                     waiting.append((batch.rows, vectors))
                     # A GPU is given the next batch before the last one's vectors are waited for.
-                    if self._device.type == "cpu" or len(waiting) > 2:
-                        _collect(out, waiting, tick, keep=0 if self._device.type == "cpu" else 1)
+                    _collect(out, waiting, tick, keep=0 if self._device.type == "cpu" else 2)
             _collect(out, waiting, tick, keep=0)
         except torch.OutOfMemoryError as error:
             raise NearkinError(

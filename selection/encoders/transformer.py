@@ -10,7 +10,6 @@ remote code is run.
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.encoders import openvino_engine
+from selection.encoders import full_name, openvino_engine, slug_of
 from selection.encoders.engine import Engine, Tick, no_tick
 from selection.encoders.openvino_engine import OpenVinoEngine
 from selection.encoders.torch_engine import TorchEngine
 from selection.errors import ModelError
-from selection.files import fingerprint
+from selection.files import fingerprint, sha256_of_file
 from selection.models import model_fingerprint, quiet_libraries, resolve_model
 from selection.tokens import ArrayTokenizer, Ragged
 
@@ -54,14 +53,11 @@ class TransformerEncoder:
         quantized: Path | None = None,
     ) -> None:
         folder = resolve_model(model)
-        # A local folder is named in full, so that the store finds it from anywhere.
-        self.model = str(folder.absolute()) if Path(model).expanduser().is_dir() else model
+        self.model = full_name(model)
         self.precision, self.max_tokens = precision, max_tokens
         self.slug = slug_of(model, precision, max_tokens)
         parts = [model_fingerprint(folder), precision, str(max_tokens)]
         if quantized is not None:
-            from selection.files import sha256_of_file
-
             parts += [sha256_of_file(quantized), sha256_of_file(quantized.with_suffix(".bin"))]
         self.fingerprint = fingerprint(*parts)
         on_cpu = engine == "openvino" or quantized is not None
@@ -78,12 +74,14 @@ class TransformerEncoder:
                 TorchEngine(self.pipeline, self.pad) if source is None else OpenVinoEngine(source, precision, self.pad)
             )
             if quantized is None and not self._agrees():
+                if on_cpu:
+                    raise ModelError(f"OpenVINO does not give {model}'s own vectors: it runs in torch")
                 self._engine = None
         elif on_cpu:
             raise ModelError(f"{model} has a pipeline of its own kind: only --precision exact and bf16 in torch run it")
         self.dim = int(self.pipeline.get_embedding_dimension())
         self.engine = self._engine.name if self._engine else "sentence-transformers"
-        if quantized is not None or engine == "openvino":
+        if on_cpu:
             self.pipeline.to("meta")  # the graph has its own copy of the weights
 
     def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
@@ -164,12 +162,3 @@ def _array_tokenizer(pipeline: SentenceTransformer, model: str) -> ArrayTokenize
     if not (resolve_model(model) / "tokenizer.json").exists() or not hasattr(pipeline[0], "auto_model"):
         return None
     return ArrayTokenizer(model)
-
-
-def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None) -> str:
-    """A folder name for an encoder: the last part of its name, then precision and limit where they are not its own."""
-    _, _, rest = model.rpartition("static:")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(rest).expanduser().name) or "encoder"
-    name = f"static-{name}" if "static:" in model else name
-    name = name if precision == "exact" else f"{name}-{precision}"
-    return name if max_tokens is None else f"{name}-{max_tokens}"
