@@ -46,6 +46,7 @@ TRIAL_PASSAGES = 1024
 INT8_PASSAGES = 2048
 STATIC_PASSAGES = 8192
 SAMPLED_SHARDS = 16
+FIT_FROM = 256
 FITTING_SECONDS = 120.0
 
 
@@ -200,6 +201,11 @@ class _Chooser:
         """A fitted encoder: the store's, or a new one."""
         encoder = self._current(spec)
         if encoder is None:
+            if len(self.store.corpus) < FIT_FROM:
+                raise ModelError(
+                    f"{spec.slug} is fitted to the corpus, whose {len(self.store.corpus):,} passages are too few "
+                    f"({FIT_FROM} at least): choose the model itself with --precision exact"
+                )
             start = time.perf_counter()
             encoder = (self._fit_static if spec.is_static else self._fit_int8)(spec)
             self.report(f"fitted  {spec.slug} in {human_seconds(time.perf_counter() - start)}")
@@ -214,9 +220,9 @@ class _Chooser:
         return encoder if encoder.fingerprint == known.fingerprint else None
 
     def _fit_int8(self, spec: EncoderSpec) -> Encoder:
-        self.report(f"int8    calibrating on {INT8_PASSAGES:,} passages of the corpus")
         plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino")
         sample = plain.prepare(self._sample(INT8_PASSAGES))
+        self.report(f"int8    calibrating on {len(sample):,} passages of the corpus")
         pipeline = load_pipeline(spec.teacher, "exact", "cpu", spec.max_tokens)
         made = int8.quantize(pipeline, sample, plain.run(sample), plain.pad, self.wanted.min_recall, self.report)
         with self._kept(spec) as folder:

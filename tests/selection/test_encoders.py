@@ -217,6 +217,15 @@ def test_static_encoder_end_to_end(
     assert "has one precision" in errors
 
 
+def test_a_corpus_too_small_to_fit_to_is_said_so(cli: Cli, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("one passage\nand another\n")
+    arguments = ["build", tmp_path / "s", "--corpus", f"d={tmp_path / 'few.txt'}", "--encoder"]
+    for rest in ([tiny_encoder, "--precision", "int8"], [f"static:{tiny_encoder}"]):
+        code, _, errors = cli(*arguments, *rest)
+        assert code == 1
+        assert "2 passages are too few (256 at least)" in errors
+
+
 def test_max_seconds_needs_auto(cli: Cli, tmp_path: Path, corpus_file: Path) -> None:
     code, _, errors = cli("build", tmp_path / "s", "--corpus", f"d={corpus_file}", "--max-seconds", 5)
     assert code == 1
