@@ -113,7 +113,7 @@ def quantize(
 def _quantize(graph: Any, candidate: str, fit: Ragged, pad: int) -> Any:
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # set_log_level would change handlers that others attached
     with _silence():
         if candidate == "activations as they come":
             table = nncf.IgnoredScope(types=["Gather"], validate=False)

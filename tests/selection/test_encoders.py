@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def test_int8_is_fitted_once_and_kept_with_its_recall(
     assert entry.settings["recall"] >= 0.5
     assert entry.settings["engine"] == "openvino"
     assert f"recall {entry.settings['recall']:.3f}" in out
+    assert {handler.level for handler in logging.root.handlers} == {0}  # libraries left the program's log alone
     exact = load_encoder(str(tiny_encoder), device="cpu").encode(Store(store).corpus.texts(0))
     kept = np.concatenate(list(Embeddings(Store(store), "tiny-encoder-int8"))).astype(np.float32)
     assert (kept * exact).sum(axis=1).mean() > 0.98
