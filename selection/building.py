@@ -14,7 +14,7 @@ from typing import Any
 from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.errors import InputError, NearkinError, StoreError
-from selection.files import human_bytes, human_seconds, peak_memory
+from selection.files import human_bytes, human_seconds, peak_memory, release_memory
 from selection.index import load_faiss
 from selection.index.build import build_index, current_index
 from selection.index.plan import IndexPlan, plan_index
@@ -157,6 +157,7 @@ def build(
             seconds["ingest"] = time.perf_counter() - start
             start = time.perf_counter()
             choice = choose_encoder(opened, wanted, report)
+            release_memory()  # what ingestion and the encoders that were not chosen have left
             seconds["encoder"] = time.perf_counter() - start
             model = choice.encoder
             plan = plan_build(opened, choice, index)

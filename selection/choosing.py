@@ -30,7 +30,7 @@ from selection.encoders import (
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError, NearkinError
-from selection.files import atomic_folder, human_seconds
+from selection.files import atomic_folder, human_seconds, release_memory
 from selection.models import DEFAULT_ENCODER
 from selection.querying import open_encoder
 from selection.store import EncoderEntry, Store
@@ -185,17 +185,24 @@ class _Chooser:
         known = self.store.manifest.encoders.get(spec.slug)
         engine = known.settings.get("engine") if known else None
         model = (spec.model, spec.precision, self.device, spec.max_tokens)
-        choices = [self._tried(load_encoder(*model, engine or "torch"))]
-        if engine or not self.on_cpu or not openvino_engine.available() or choices[0].seconds is None:
-            return choices[0]
+        choice = self._tried(load_encoder(*model, engine or "torch"))
+        if engine or not self.on_cpu or not openvino_engine.available() or choice.seconds is None:
+            return choice
+        in_torch = choice.seconds
+        del choice  # one model in memory at a time
+        release_memory()
         try:
-            choices.append(self._tried(load_encoder(*model, "openvino")))
+            choice = self._tried(load_encoder(*model, "openvino"))
         except ModelError as error:
             self.report(f"trial   {error}")
-        best = min(choices, key=lambda choice: choice.seconds or 0.0)
-        others = ", ".join(f"{c.encoder.engine} {human_seconds(c.seconds or 0)}" for c in choices)
-        self.report(f"trial   {spec.slug}: {others}; {best.encoder.engine} is taken")
-        return best
+            return self._tried(load_encoder(*model))
+        in_openvino = choice.seconds or 0.0
+        if in_torch < in_openvino:
+            choice = replace(choice, encoder=load_encoder(*model), seconds=in_torch)
+        taken = f"{choice.encoder.engine} is taken"
+        seconds = f"torch {human_seconds(in_torch)}, openvino {human_seconds(in_openvino)}"
+        self.report(f"trial   {spec.slug}: {seconds}; {taken}")
+        return choice
 
     def _fitted(self, spec: EncoderSpec) -> Choice:
         """A fitted encoder: the store's, or a new one."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from selection.corpus import Corpus
 from selection.encoders import Encoder
 from selection.errors import InputError, StoreError
-from selection.files import TextFingerprint, atomic_write, fingerprint
+from selection.files import TextFingerprint, atomic_write, fingerprint, release_memory
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ def embed_here(
             vectors = _encode_shard(ready, encoder, shard.rows, bar)
             if written is not None:
                 written.result()
+            release_memory()
             written = writer.submit(write, number, vectors, shard.text)
         if written is not None:
             written.result()
