@@ -12,6 +12,7 @@ Memory: the distinct words seen, at most `CACHE_WORDS` of them or `CACHE_BYTES`,
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 from selection.errors import ModelError
 from selection.models import resolve_model
 
-SLICE = 4096
+SLICE = 2048
 CACHE_WORDS = 500_000
 CACHE_BYTES = 32 << 20
 
@@ -62,6 +63,12 @@ class Ragged:
         where = np.repeat(starts - offsets[:-1], lengths)
         where += np.arange(len(where))
         return Ragged(self.values[where], offsets)
+
+    def then(self, others: Sequence[Ragged]) -> Ragged:
+        """These rows, then those of the others."""
+        parts = [self, *others]
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
     def distinct(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """(first row of each distinct content int64 [d], which of those each row is int32 [rows])."""
@@ -126,6 +133,12 @@ class ArrayTokenizer:
         tokens = ids.take(words.words.values)
         return Ragged(tokens.values, tokens.offsets[words.words.offsets])
 
+    def model_inputs(self, texts: pa.Array | pa.ChunkedArray, limit: int) -> Ragged:
+        """`with_specials` of the texts' tokens, a slice at a time, since a long text has many more than are kept."""
+        starts = range(0, max(len(texts), 1), SLICE)
+        first, *rest = [self.with_specials(self(texts.slice(start, SLICE)), limit) for start in starts]
+        return first.then(rest)
+
     def with_specials(self, tokens: Ragged, limit: int) -> Ragged:
         """Rows as a model reads them: cut so that with its special tokens around it none is longer than `limit`."""
         before, after = len(self._prefix), len(self._suffix)
@@ -145,11 +158,7 @@ class ArrayTokenizer:
         found = pc.index_in(words, value_set=self._words)
         missing = words.filter(found.is_null())
         if len(missing):
-            new = self._encode(missing)
-            self._ids = Ragged(
-                np.concatenate([self._ids.values, new.values]),
-                np.concatenate([self._ids.offsets, new.offsets[1:] + self._ids.offsets[-1]]),
-            )
+            self._ids = self._ids.then([self._encode(missing)])
             self._words = pa.concat_arrays([self._words, missing])
             found = pc.index_in(words, value_set=self._words)
         ids = self._ids.take(found.to_numpy())

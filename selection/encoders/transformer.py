@@ -91,7 +91,7 @@ class TransformerEncoder:
             texts = pc.binary_join_element_wise(pa.scalar(self._prompt, texts.type), texts, pa.scalar("", texts.type))
         if self._strip:
             texts = pc.utf8_trim_whitespace(texts)
-        return self._tokenizer.with_specials(self._tokenizer(texts), self.limit)
+        return self._tokenizer.model_inputs(texts, self.limit)
 
     def run(self, prepared: Any, tick: Tick = no_tick) -> npt.NDArray[np.float32]:
         if self._engine is None:

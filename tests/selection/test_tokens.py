@@ -76,6 +76,16 @@ def test_special_tokens_and_cut_are_the_models_own(passages: pa.Table, tokenizer
     assert rows_of(tokenizer.with_specials(tokenizer(pa.array(texts)), 64)) == own
 
 
+def test_slices_join_to_the_whole(
+    passages: pa.Table, tokenizer: ArrayTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = passages["text"]
+    whole = tokenizer.with_specials(tokenizer(texts), 40)
+    monkeypatch.setattr(tokens_module, "SLICE", 64)
+    assert rows_of(tokenizer.model_inputs(texts, 40)) == rows_of(whole)
+    assert len(tokenizer.model_inputs(texts.slice(0, 0), 40)) == 0
+
+
 def test_words_keep_their_places() -> None:
     words = split_words(pa.chunked_array([["b a", ""], [" b  a\n", "a"]]))
     names = [w.as_py().decode() for w in words.dictionary.take(pa.array(words.words.values))]
