@@ -14,12 +14,12 @@ from typing import Any
 from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.errors import InputError, NearkinError, StoreError
-from selection.files import human_bytes, human_seconds, peak_memory, release_memory
+from selection.files import human_bytes, human_seconds, peak_memory, release_memory, require_space
 from selection.index import load_faiss
-from selection.index.build import build_index, current_index
-from selection.index.plan import IndexPlan, plan_index
+from selection.index.build import current_index
+from selection.index.plan import IndexPlan, IndexWanted, plan_index
+from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest
-from selection.querying import open_encoder
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.workers import work_of
 
@@ -36,6 +36,7 @@ class BuildPlan:
         embedding: what is to be embedded, and what is there already.
         index: which index.
         disk_bytes: new bytes on disk.
+        queries: for how many task examples the index is planned.
         memory: predicted peak of this process in bytes; None where the system does not tell.
     """
 
@@ -46,6 +47,7 @@ class BuildPlan:
     index: IndexPlan
     disk_bytes: int
     memory: int | None
+    queries: int
 
     @property
     def seconds(self) -> float | None:
@@ -73,7 +75,7 @@ class BuildPlan:
                 f", about {tokens:,.0f} tokens, {human_seconds(self.seconds)} ({tokens / self.seconds:,.0f} tokens/s)"
             )
         rows.append(f"encode  {todo}")
-        rows.append(f"index   {self.index.kind} ({self.index.why}), {human_bytes(self.index.bytes)}")
+        rows.append(f"index   {self.index.line(self.queries)}")
         memory = "" if self.memory is None else f"; memory at most about {human_bytes(self.memory)}"
         rows.append(f"disk    {human_bytes(self.disk_bytes)} more{memory}")
         return rows
@@ -111,7 +113,7 @@ def build(
     encoder: str | None = None,
     precision: str | None = None,
     max_tokens: int | None = None,
-    index: str = "auto",
+    index: IndexWanted | str = "auto",
     device: str | None = None,
     min_recall: float = 0.95,
     max_seconds: float | None = None,
@@ -126,7 +128,7 @@ def build(
         encoder: default all-MiniLM-L6-v2; where neither it nor precision nor max_tokens is given, the store's own.
         precision: ``exact``, ``bf16``, ``int8`` or ``auto``; default exact.
         max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
-        index: ``auto``, ``flat`` or ``ivf``.
+        index: what the index shall be, or its kind alone, one of `selection.index.kinds.KINDS`.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
         min_recall: the least share of exact neighbours that int8 must keep, and whatever ``auto`` chooses.
         max_seconds: with precision ``auto``, take the most exact path whose embedding is predicted to end within it.
@@ -140,6 +142,7 @@ def build(
         raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
     check_devices(device)
     load_faiss()
+    goal = index if isinstance(index, IndexWanted) else IndexWanted(index, min_recall)
     if len({c.name for c in corpora}) < len(corpora):
         raise InputError("two corpora have the same name: give each --corpus a name of its own")
     existed = Path(store).exists()
@@ -160,16 +163,16 @@ def build(
             release_memory()  # what ingestion and the encoders that were not chosen have left
             seconds["encoder"] = time.perf_counter() - start
             model = choice.encoder
-            plan = plan_build(opened, choice, index)
+            plan = plan_build(opened, choice, goal)
             for line in plan.lines():
                 report(line)
             finished = True
             if dry_run:
                 return BuildResult(plan, False, seconds)
-            _require_space(opened, plan)
+            require_space(opened.path, plan.disk_bytes)
             for stage, work in (
                 ("embed", lambda: embed(opened, model, work_of(device))),
-                ("index", lambda: build_index(opened, model.slug, plan.index)),
+                ("index", lambda: make_index(opened, model.slug, goal, plan.index, report=report)),
             ):
                 start = time.perf_counter()
                 work()
@@ -205,20 +208,22 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
         store.save()
 
 
-def plan_build(store: Store, choice: Choice, index: str) -> BuildPlan:
+def plan_build(store: Store, choice: Choice, index: IndexWanted) -> BuildPlan:
     """The plan for what the manifest's corpora need."""
     encoder = choice.encoder
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
-    chosen = plan_index(rows, encoder.dim, index)
-    indexed = not embedding.todo and current_index(store, encoder.slug, chosen.kind)
+    there = None if embedding.todo else Embeddings(store, encoder.slug)
+    chosen = plan_index(rows, encoder.dim, index, store.path, there)
+    indexed = there and current_index(store, encoder.slug, chosen.kind.name)
     disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
     entry = store.manifest.encoders.get(encoder.slug)
     memory = peak_memory()
     if memory is not None:
-        memory += chosen.memory + (_working_bytes(store, embedding, encoder.dim) if embedding.todo else 0)
+        memory += _working_bytes(store, embedding, encoder.dim) if embedding.todo else 0
+        memory = max(memory, chosen.memory or 0)
     settings = entry.settings if entry else {}
-    return BuildPlan(store.manifest.corpora, choice, settings, embedding, chosen, disk, memory)
+    return BuildPlan(store.manifest.corpora, choice, settings, embedding, chosen, disk, memory, index.queries)
 
 
 def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
@@ -226,39 +231,6 @@ def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
     shards = [store.corpus.shards[position][2] for position in embedding.todo]
     rows, text = max(s.rows for s in shards), max(s.text_bytes for s in shards)
     return 3 * (3 * text + rows * dim * 6)
-
-
-def _require_space(store: Store, plan: BuildPlan) -> None:
-    free = shutil.disk_usage(store.path).free
-    if plan.disk_bytes > free:
-        raise NearkinError(
-            f"{store.path}: the build needs {human_bytes(plan.disk_bytes)} and the disk has {human_bytes(free)} free: "
-            "free some or choose another disk"
-        )
-
-
-def index(
-    store: Path | str, kind: str = "auto", *, encoder: str | None = None, report: Callable[[str], None] = log.info
-) -> IndexPlan:
-    """(Re)builds the index alone, from the embeddings.
-
-    Raises:
-        NearkinError: no store, embeddings incomplete or damaged, unknown kind.
-    """
-    load_faiss()
-    opened = Store(store)
-    with opened.lock():
-        slug = open_encoder(opened, encoder)
-        entry = opened.manifest.encoders[slug]
-        plan = plan_index(len(opened.corpus), entry.dim, kind)
-        report(f"index   {plan.kind} ({plan.why}), {human_bytes(plan.bytes)}")
-        built = build_index(opened, slug, plan)
-        if built.kind == "ivf":
-            report(
-                f"        {built.settings['nlist']} lists, {built.settings['nprobe']} of them visited: "
-                f"recall@10 {built.settings['recall_at_10']:.3f} against exact search"
-            )
-    return plan
 
 
 def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
@@ -296,11 +268,12 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
             yield f"index/{slug}", f"there is no index: {reindex} makes it"
         for index_entry in indexes:
             again = f"{reindex[:-1]} --kind {index_entry.kind}`"
-            if index_entry.embeddings != Embeddings(opened, slug).fingerprint:
-                yield index_entry.file.path, f"older than the embeddings: {again} makes it anew"
-            else:
-                good = opened.is_whole(index_entry.file, reread=True)
-                yield index_entry.file.path, None if good else f"damaged or missing: {again} makes it again"
+            if index_entry.embeddings != Embeddings(opened, slug).fingerprint or not index_entry.settings:
+                yield f"index/{slug}-{index_entry.kind}", f"older than the embeddings: {again} brings it up to date"
+                continue
+            for block in index_entry.blocks:
+                good = opened.is_whole(block.file, reread=True)
+                yield block.file.path, None if good else f"damaged or missing: {again} makes it again"
     opened.save_checked()
 
 

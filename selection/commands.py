@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from selection.encoders import PRECISIONS, STATIC
-from selection.index.plan import KINDS
+from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 from selection.selectors import METHODS
 
@@ -109,18 +109,55 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="auto, cpu, cuda, mps; or several, as cuda:0,cuda:1 (default: all GPUs, else the best there is)",
     )
     parser.add_argument(
-        "--index", choices=KINDS, default="auto", help="flat is exact; ivf visits a part (default: auto)"
+        "--index",
+        choices=KINDS,
+        default="auto",
+        help="stream and flat are exact, the others visit a part (default: auto, the least time in all)",
     )
+    _index_limits(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
 def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
-        commands, "index", run_index, "(re)build the index alone, from the embeddings", "nearkin index store --kind ivf"
+        commands,
+        "index",
+        run_index,
+        "(re)build the index alone, from the embeddings; it becomes the one that is searched",
+        """
+        nearkin index store                                  # the one that takes least time in all
+        nearkin index store --queries 1000000 --dry-run      # what would pay for a million questions
+        nearkin index store --kind ivf-sq8 --min-recall 0.98 --task tasks/chemprot
+        nearkin index store --kind stream                    # exact search again; takes no time and no space
+        """,
     )
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--kind", choices=KINDS, default="auto")
+    parser.add_argument("--kind", choices=KINDS, default="auto", help="default: auto, the least time in all")
     parser.add_argument("--encoder", metavar="E", help="which of the store's encoders")
+    parser.add_argument(
+        "--min-recall",
+        metavar="R",
+        type=share,
+        default=0.95,
+        help="the least share of exact neighbours that it must find, measured on queries held back (default: 0.95)",
+    )
+    parser.add_argument("--max-seconds", metavar="S", type=positive, help="for making it and searching it")
+    parser.add_argument("--task", metavar="TASK", help="measure the recall among this task's examples too")
+    _index_limits(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _index_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-memory", metavar="M", type=size, help="what indexing may take in memory, as 2GB (default: the machine's)"
+    )
+    parser.add_argument(
+        "--queries",
+        metavar="N",
+        type=positive,
+        default=10_000,
+        help="how many task examples the index will answer in all (default: 10000)",
+    )
 
 
 def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -144,7 +181,11 @@ def _task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("task", metavar="TASK", help="a folder of train, dev, test .jsonl, or one .jsonl; field text")
     parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
-    parser.add_argument("--index", choices=KINDS[1:], help="which of its indexes, where it has both (default: flat)")
+    parser.add_argument(
+        "--index",
+        choices=KINDS[1:],
+        help="which of its indexes (default: the one made last); stream is exact and always there",
+    )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
 
 
@@ -189,6 +230,16 @@ def share(text: str) -> float:
     return value
 
 
+def size(text: str) -> int:
+    """Bytes, as 500MB, 2GB, 1.5TB or a plain number, for argparse."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    unit = next((u for u in units if text.upper().endswith(u)), "")
+    value = float(text[: len(text) - len(unit)]) * units.get(unit, 1)
+    if not value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least one byte")
+    return int(value)
+
+
 def seed(text: str) -> int:
     """An integer of at least 0, for argparse."""
     value = int(text)
@@ -200,6 +251,7 @@ def seed(text: str) -> int:
 def run_build(args: argparse.Namespace) -> int:
     from selection.building import build
     from selection.files import human_seconds
+    from selection.index.plan import IndexWanted
     from selection.ingest import CorpusSpec, parse_corpus
 
     named = [parse_corpus(argument) for argument in args.corpus]
@@ -211,7 +263,7 @@ def run_build(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         precision=args.precision,
         max_tokens=args.max_tokens,
-        index=args.index,
+        index=IndexWanted(args.index, args.min_recall, args.max_memory, None, args.queries),
         device=args.device,
         min_recall=args.min_recall,
         max_seconds=args.max_seconds,
@@ -231,9 +283,22 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_index(args: argparse.Namespace) -> int:
-    from selection.building import index
+    from selection.indexing import index
 
-    index(args.store, args.kind, encoder=args.encoder, report=lambda line: print(line, flush=True))
+    index(
+        args.store,
+        args.kind,
+        encoder=args.encoder,
+        min_recall=args.min_recall,
+        max_memory=args.max_memory,
+        max_seconds=args.max_seconds,
+        queries=args.queries,
+        task=args.task,
+        dry_run=args.dry_run,
+        report=lambda line: print(line, flush=True),
+    )
+    if args.dry_run:
+        print("dry run: nothing was indexed")
     return 0
 
 

@@ -231,10 +231,19 @@ class Embeddings:
         self._files: list[FileEntry] = [entry.shards[s.text] for s in shards]
         self._texts = [s.text for s in shards]
         self.dim, self.rows = entry.dim, sum(f.rows for f in self._files)
-        self.fingerprint = fingerprint(entry.fingerprint, *self._texts)
+        self.offsets = np.concatenate([[0], np.cumsum([f.rows for f in self._files])]).astype(np.int64)
+        self.fingerprint = self.fingerprint_of(0, len(shards))
 
     def __len__(self) -> int:
         return self.rows
+
+    @property
+    def shards(self) -> int:
+        return len(self._files)
+
+    def fingerprint_of(self, start: int, stop: int) -> str:
+        """Of the shards from `start` to `stop`: it changes with their encoder, their texts and their order."""
+        return fingerprint(self._entry.fingerprint, *self._texts[start:stop])
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
         """float16 [rows of a shard, dim], in doc_id order.
@@ -242,10 +251,28 @@ class Embeddings:
         Raises:
             StoreError: a file is missing or damaged, or was made from another text or encoder.
         """
+        return (self.shard(number) for number in range(len(self._files)))
+
+    def shard(self, number: int) -> npt.NDArray[np.float16]:
+        """float16 [rows, dim] of one shard; raises as iteration does."""
         remedy = f"run `nearkin build {self._store.path}` to make it again"
-        for file, text in zip(self._files, self._texts, strict=True):
-            path = self._store.check(file, remedy)
-            yield read_vectors(path, text, self._entry.fingerprint, self.dim, remedy)
+        path = self._store.check(self._files[number], remedy)
+        return read_vectors(path, self._texts[number], self._entry.fingerprint, self.dim, remedy)
+
+    def parts(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float16]]]:
+        """Vectors of doc_ids `rows`, in any order, by shard: (positions in `rows`, float16 [positions, dim])."""
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self.offsets)
+        for number in np.flatnonzero(np.diff(bounds)):
+            positions = order[bounds[number] : bounds[number + 1]]
+            yield positions, self.shard(int(number))[rows[positions] - self.offsets[number]]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Vectors float32 [len(rows), dim] of doc_ids `rows`, in any order."""
+        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        for positions, found in self.parts(rows):
+            vectors[positions] = found
+        return vectors
 
 
 def read_vectors(path: Path, text: str, encoder: str, dim: int, remedy: str) -> npt.NDArray[np.float16]:

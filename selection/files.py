@@ -139,6 +139,16 @@ def text_bytes(texts: pa.Array | pa.ChunkedArray) -> int:
     return pc.sum(pc.binary_length(texts)).as_py() or 0
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Raises NearkinError where the disk of `folder` has less than `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise NearkinError(
+            f"{folder}: {human_bytes(size)} are needed and the disk has {human_bytes(free)} free: "
+            "free some or choose another disk"
+        )
+
+
 def human_bytes(count: float) -> str:
     """`count` bytes for a person: ``"1.2 GB"``."""
     for unit in ("B", "KB", "MB", "GB", "TB"):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from selection.corpus import Corpus
 from selection.encoders import slug_of
 from selection.errors import NearkinError, StoreError
-from selection.index.search import search
+from selection.index.search import Searcher
 from selection.store import Store
 from selection.task import Task, read_task
 
@@ -110,7 +110,7 @@ def query(
     start = time.perf_counter()
     queries = encode_task(opened, slug, examples, device)
     encoded = time.perf_counter()
-    neighbours = search(opened, slug, queries, k, index)
+    neighbours = Searcher(opened, slug, index, device).search(queries, k)
     searched = time.perf_counter()
     opened.save_checked()
     return Answer(examples, opened.corpus, neighbours, encoded - start, searched - encoded)

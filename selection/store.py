@@ -8,6 +8,7 @@
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
     STORE/index/<encoder>-<kind>/faiss.index + manifest.json
+                                             faiss-00001.index and so on where the corpus takes more than one block
 
 The manifest is written whole (aside, synced, renamed), always after the files that it names. A file is hashed before
 it is first used and again whenever its size or time of change differ from when it was last found right; those are
@@ -76,7 +77,8 @@ class EncoderEntry:
     Attributes:
         shards: a shard's text fingerprint -> its embedding file.
         files: what was fitted to the corpus, where the encoder is of that kind.
-        settings: ``engine``; for a fitted encoder how it was made and what it was found to be worth (``recall``).
+        settings: ``engine``; ``index``, the kind that is searched; for a fitted encoder how it was made and what it was
+            found to be worth (``recall``).
     """
 
     model: str
@@ -90,13 +92,26 @@ class EncoderEntry:
 
 
 @dataclass
+class IndexBlock:
+    """One FAISS file of an index: the passages of consecutive shards, by the fingerprint of their embeddings."""
+
+    file: FileEntry
+    shards: int
+    embeddings: str
+
+
+@dataclass
 class IndexEntry:
-    """One index: its file and the fingerprint of the embeddings it was built from."""
+    """One index, block by block, and the fingerprint of the embeddings it was built from.
+
+    Attributes:
+        settings: how it is searched and what that was found to be worth; empty while it is being built.
+    """
 
     encoder: str
     kind: str
-    file: FileEntry
     embeddings: str
+    blocks: list[IndexBlock] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -132,7 +147,13 @@ class Manifest:
             )
             for slug, e in value["encoders"].items()
         }
-        indexes = {k: IndexEntry(**{**i, "file": FileEntry(**i["file"])}) for k, i in value["indexes"].items()}
+        indexes = {
+            name: IndexEntry(
+                **{**i, "blocks": [IndexBlock(**{**b, "file": FileEntry(**b["file"])}) for b in i["blocks"]]}
+            )
+            for name, i in value["indexes"].items()
+            if "blocks" in i  # an index of an earlier version is made anew
+        }
         return cls(corpora, encoders, indexes)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ TILE_QUERIES = 2048
 GROUP = 16
 PAIRS = 65_536
 TRIAL_SIZE = 1024
+WORTH = 1.25
 
 Vectors = npt.NDArray[np.float32]
 
@@ -47,7 +49,7 @@ def exact_search(
         blocks: float16 [rows, dim] each, in doc_id order.
         queries: float32 [n, dim].
         k: neighbours a query, at least 1.
-        device: where products are formed; None is the CPU.
+        device: where products are formed; None or ``auto`` is the first CUDA GPU, else the CPU.
         number: ``float32``, ``bfloat16`` or ``float16``; None is the fastest on the device.
         tick: told how many passages were searched.
 
@@ -57,13 +59,22 @@ def exact_search(
     Raises:
         NearkinError: vectors that are not finite, or of another length.
     """
-    search = _Search(queries, k, device or "cpu", number)
+    search = _Search(queries, k, search_device(device), number)
     first = 0
     for block in blocks:
         search.add(block, first)
         first += len(block)
         tick(len(block))
     return search.ranking.best()
+
+
+def search_device(device: str | None) -> str:
+    """The one device that exact search runs on, of those named with commas between them."""
+    import torch
+
+    if device in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device).split(",")[0]
 
 
 class _Search:
@@ -88,7 +99,7 @@ class _Search:
         if first + len(block) > MOST_PASSAGES:
             raise NearkinError(f"exact search takes at most {MOST_PASSAGES:,} passages")
         with torch.inference_mode():
-            vectors = torch.from_numpy(block).to(self.device).float()
+            vectors = as_tensor(block).to(self.device).float()
             rounded = vectors.to(self.kind)
             error = (vectors - rounded.float()).norm(dim=1).amax()
             length = vectors.norm(dim=1).amax()
@@ -131,6 +142,15 @@ class _Search:
             self.ranking.add(rows[good], scores[good], first + passages.cpu().numpy()[good])
 
 
+def as_tensor(block: npt.NDArray[Any]) -> Any:
+    """The array as a tensor without a copy; torch warns of memory-mapped ones, which are only read here."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(block)
+
+
 def pair_scores(passages: Any, queries: Any) -> Any:
     """Inner products float32 [n] of two float32 tensors [n, dim], each row's in the same order of addition."""
     return (passages * queries).sum(dim=1)
@@ -153,4 +173,4 @@ def fastest_number(device: str) -> str:
             torch.mm(left, left.T, out=out)
             times.append(time.perf_counter() - begun)
         taken[number] = min(times)
-    return min(taken, key=lambda number: taken[number])
+    return "bfloat16" if WORTH * taken["bfloat16"] < taken["float32"] else "float32"

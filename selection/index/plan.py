@@ -1,35 +1,96 @@
-"""Which index a corpus gets: exact search while it is affordable, inverted lists past that."""
+"""Which index: the one whose making and searching are predicted to take least, within the memory and recall asked for.
+
+A task's examples are searched all at once, by matrix products, which look at a passage about thirty times faster than
+a scan of inverted lists does. So exact search, which needs no index, is best until there are many more queries than
+lists: giving a corpus its lists costs as much as searching it with as many queries as there are lists.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
+
+from selection.embedding import Embeddings
 from selection.errors import NearkinError
+from selection.files import human_bytes, human_seconds, peak_memory
+from selection.index import trial
+from selection.index.blocks import BLOCK_BYTES
+from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
+from selection.index.kinds import BY_NAME, KINDS, Kind
+from selection.index.kmeans import ITERATIONS
+from selection.index.tune import AT, DEPTHS, PROBES
 
-KINDS = ("auto", "flat", "ivf")
-FLAT_ROWS = 5_000_000
-POINTS_PER_LIST = 64
+AFFORDABLE = 60.0
+QUERIES = 10_000
+SHARD_ROWS = 8192
+POINTS_PER_LIST = 32
+LEAST_BLOCK = 16 << 20
+AUTO = ("ivf", "ivf-sq8", "hnsw")
+
+
+@dataclass(frozen=True)
+class IndexWanted:
+    """What was asked for.
+
+    Attributes:
+        kind: one of `KINDS`.
+        min_recall: the least share of exact neighbours, in [0, 1].
+        max_memory: bytes of this process, None for most of the machine's.
+        max_seconds: for making it and searching it with `queries`.
+        queries: how many task examples it will answer in all.
+    """
+
+    kind: str = "auto"
+    min_recall: float = 0.95
+    max_memory: int | None = None
+    max_seconds: float | None = None
+    queries: int = QUERIES
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What will be built.
+    """What will be built, and what that is expected to take.
 
     Attributes:
-        kind: ``flat`` or ``ivf``.
-        nlist: inverted lists, 0 for flat.
-        bytes: size of the FAISS file.
-        memory: bytes that building it holds; a flat file is written shard by shard.
+        kind: what it is.
+        lists: inverted lists, 0 where there are none.
+        bytes: of its files.
+        block_bytes: of one of them, at most.
+        memory: bytes of this process at most, now and while it is made; None where the system does not tell.
+        build_seconds, search_seconds: predicted; the latter for the queries that were said.
+        recall: what is promised, and measured when it is made; 1 for exact kinds.
         why: the reason, for the printed plan.
+        guessed: whether the number of lists is a guess, since there are no embeddings yet.
     """
 
-    kind: str
-    nlist: int
+    kind: Kind
+    lists: int
     bytes: int
-    memory: int
+    block_bytes: int
+    memory: int | None
+    build_seconds: float
+    search_seconds: float
+    recall: float
     why: str
+    guessed: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.build_seconds + self.search_seconds
+
+    def line(self, queries: int) -> str:
+        """The plan for a person."""
+        lists = f" of {self.lists:,} lists" if self.lists else ""
+        recall = "exact" if self.recall == 1 else f"recall@{AT} at least {self.recall:g}"
+        memory = "" if self.memory is None else f", memory {human_bytes(self.memory)}"
+        took = (
+            f"{human_seconds(self.build_seconds)} to make, {human_seconds(self.search_seconds)} for {queries:,} queries"
+        )
+        return f"{self.kind.name}{lists} ({self.why}): {recall}, {human_bytes(self.bytes)}, {took}{memory}"
 
 
 def memory_of_machine() -> int:
@@ -40,35 +101,124 @@ def memory_of_machine() -> int:
         return 8 << 30
 
 
-def plan_index(rows: int, dim: int, kind: str = "auto") -> IndexPlan:
-    """Chooses the index for `rows` vectors of `dim` float32.
+def plan_index(
+    rows: int, dim: int, wanted: IndexWanted, folder: Path = Path(), embeddings: Embeddings | None = None
+) -> IndexPlan:
+    """Chooses the index for `rows` vectors of `dim` dimensions.
 
-    ``auto`` is exact up to `FLAT_ROWS` passages that fit half the memory: 4,000 queries over 5M x 384 are 15 Tflop,
-    minutes on two cores. Past that, inverted lists visit a few per cent of the corpus for a measured recall.
+    Args:
+        folder: where it will be written, whose disk is tried.
+        embeddings: where they exist, a sample of them says how many lists there should be; else a guess does.
 
     Raises:
-        NearkinError: unknown kind, or an index that would not fit this machine's memory.
+        NearkinError: unknown kind, or one that cannot be had within the limits.
     """
-    if kind not in KINDS:
-        raise NearkinError(f"unknown index kind {kind!r}: choose one of {', '.join(KINDS)}")
-    flat = rows * dim * 4
-    memory = memory_of_machine()
-    if kind == "auto":
-        affordable = rows <= FLAT_ROWS and flat <= memory // 2
-        kind, why = (
-            ("flat", "exact search is affordable") if affordable else ("ivf", "too many passages for exact search")
+    if wanted.kind not in KINDS:
+        raise NearkinError(f"unknown index kind {wanted.kind!r}: choose one of {', '.join(KINDS)}")
+    planner = _Planner(rows, dim, wanted, folder, embeddings)
+    if wanted.kind != "auto":
+        return planner.plan(BY_NAME[wanted.kind], "as asked")
+    exact = planner.plan(BY_NAME["stream"], "exact search is affordable")
+    if exact.seconds <= min(AFFORDABLE, wanted.max_seconds or math.inf):
+        return exact
+    plans = [exact, *(planner.plan(BY_NAME[name], "least time in all") for name in AUTO)]
+    # A graph is walked at random: where it does not fit into memory, the disk would be waited for at each step.
+    plans = [plan for plan in plans if plan.kind.name != "hnsw" or plan.bytes <= planner.limit]
+    best = min(plans, key=lambda plan: plan.seconds)
+    if wanted.max_seconds is not None and best.seconds > wanted.max_seconds:
+        return replace(best, why=f"nothing fits into {human_seconds(wanted.max_seconds)}, and this takes least")
+    if best is exact:
+        return replace(exact, why="least time in all")
+    return best
+
+
+class _Planner:
+    def __init__(self, rows: int, dim: int, wanted: IndexWanted, folder: Path, embeddings: Embeddings | None) -> None:
+        self.rows, self.dim, self.wanted, self.folder, self.embeddings = rows, dim, wanted, folder, embeddings
+        self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
+        self._reaches: list[trial.Reach] | None = None
+
+    def plan(self, kind: Kind, why: str) -> IndexPlan:
+        size = self.rows * kind.bytes(self.dim)
+        pair, again = trial.pair_seconds(self.dim)
+        queries = self.wanted.queries
+        if kind.name == "stream":
+            search = queries * (self.rows * pair + trial.candidates(self.rows, AT) * again)
+            return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0, 0)[0], 0.0, search, 1.0, why)
+        lists, visited = self._lists(kind, queries) if kind.lists else (0, 0.0)
+        size += lists * self.dim * 4 + kind.training_bytes(self.dim)
+        memory, block = self._memory(kind, lists, size)
+        build = size * trial.write_seconds(self.folder) + self._tuning(pair, again)
+        if kind.lists:
+            made, search = self._list_seconds(kind, lists, visited, queries)
+            build += made
+        elif kind.name == "hnsw":
+            graphs = max(1, -(-size // max(block, 1)))  # each is searched
+            one = trial.graph_seconds(kind, self.dim, max(self.rows // graphs, 2))
+            build, search = build + self.rows * one, queries * graphs * one
+        else:
+            search = queries * self.rows * pair
+        return IndexPlan(
+            kind,
+            lists,
+            size,
+            block,
+            memory,
+            build,
+            search,
+            self._recall(kind),
+            why,
+            kind.lists and self.embeddings is None,
         )
-    else:
-        why = "as asked"
-    if kind == "flat":
-        plan = IndexPlan("flat", 0, flat, 0, why)
-    else:
-        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // POINTS_PER_LIST))
-        size = flat + rows * 8 + nlist * dim * 4
-        plan = IndexPlan("ivf", nlist, size, size, why)
-    if plan.memory > memory * 0.9:
-        raise NearkinError(
-            f"a {plan.kind} index of {rows} x {dim} takes {plan.memory / 1e9:.0f} GB to build and this machine has "
-            f"{memory / 1e9:.0f} GB: use a smaller corpus (--where) or a machine with more memory"
-        )
-    return plan
+
+    def _recall(self, kind: Kind) -> float:
+        return 1.0 if kind.name == "flat" else self.wanted.min_recall
+
+    def _tuning(self, pair: float, again: float) -> float:
+        """The exact neighbours of the probes."""
+        depth = max(DEPTHS)
+        return min(PROBES, self.rows) * (self.rows * pair + trial.candidates(self.rows, depth) * again)
+
+    def _list_seconds(self, kind: Kind, lists: int, visited: float, queries: int) -> tuple[float, float]:
+        """(to make, to search)."""
+        centroid = trial.centroid_seconds(self.dim)
+        training, adding, looking = trial.scan_seconds(kind, self.dim)
+        points = min(self.rows, lists * POINTS_PER_LIST)
+        made = (points * (ITERATIONS + 1) + self.rows) * lists * centroid + training + self.rows * adding
+        passages = min(visited * self.rows / lists, self.rows)
+        return made, queries * (lists * centroid + passages * looking)
+
+    def _lists(self, kind: Kind, queries: int) -> tuple[int, float]:
+        """(lists, how many of them are visited): those of least time in all."""
+        if self.embeddings is None or self.rows < trial.FEW_LISTS * min(trial.LENGTHS) * 4:
+            lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
+            return lists, max(1.0, lists / 30)
+        if self._reaches is None:
+            self._reaches = trial.pilot(self.embeddings, self.wanted.min_recall)
+        options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches]
+        options = [(lists, min(visited, float(lists))) for lists, visited in options]
+        return min(options, key=lambda option: sum(self._list_seconds(kind, option[0], option[1], queries)))
+
+    def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
+        """(peak bytes of this process, bytes of a block)."""
+        now = peak_memory() or 0
+        shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
+        search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
+        points = min(self.rows, lists * POINTS_PER_LIST) * self.dim * 4 * 2
+        least = now + shard + max(search, points + (LEAST_BLOCK if size else 0))
+        limit = self.limit
+        if least > limit:
+            raise NearkinError(
+                f"a {kind.name} index of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
+                f"memory and {human_bytes(limit)} are allowed: give it that with --max-memory"
+            )
+        room = limit - now - shard - points
+        most = size if kind.name == "hnsw" else BLOCK_BYTES  # one graph is searched faster than two
+        block = min(most, size, int(room / 1.5))
+        peak = now + shard + max(search, points + int(1.5 * block))
+        return (peak if now else None), block
+
+
+def limit_up(size: int) -> int:
+    """Rounded up to the next 10 MB, so that the figure in a message is enough."""
+    return int(np.ceil(size / 1e7) * 1e7)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from selection.choosing import stored_encoder
 from selection.corpus import Corpus
 from selection.errors import NearkinError, StoreError
-from selection.index.search import search
+from selection.index.search import Searcher
 from selection.store import Store
 from selection.task import Task
 
@@ -69,9 +69,10 @@ class Pool:
 
         In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that.
         """
+        searcher = Searcher(self.store, self.slug, self.index, self.device)
         queries = max(1, BLOCK_PAIRS // k)
         for start in range(0, len(self.queries), queries):
-            yield search(self.store, self.slug, self.queries[start : start + queries], k, self.index, start)
+            yield searcher.search(self.queries[start : start + queries], k, start)
 
 
 def encode_task(store: Store, slug: str, task: Task, device: str | None = None) -> npt.NDArray[np.float32]:

@@ -1,0 +1,226 @@
+"""An index as blocks: FAISS files of consecutive shards, each whole in itself, made one by one, searched together.
+
+A block holds at most `BLOCK_BYTES`, so memory does not grow with the corpus; a killed build keeps the blocks it
+finished; and a corpus added later becomes further blocks, while those before stay. Inverted lists are read where they
+lie on disk (memory-mapped), and every block has the same centroids, so a query finds its lists once for all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selection.embedding import Embeddings
+from selection.errors import StoreError
+from selection.files import atomic_write, write_json
+from selection.index import load_faiss
+from selection.index.exact import pair_scores
+from selection.index.kinds import BY_NAME, Vectors
+from selection.index.kmeans import nearest_centroids
+from selection.index.ranking import Ids, Ranking, Scores
+from selection.store import IndexBlock, IndexEntry, Store
+
+BLOCK_BYTES = 512 << 20
+PAIRS = 65_536
+CANDIDATES_HELD = 4_000_000
+
+
+def block_bounds(embeddings: Embeddings, kept: int, passage_bytes: int, block_bytes: int) -> list[tuple[int, int]]:
+    """Shards [start, stop) of each block still to be made, after the first `kept` shards."""
+    bounds, start = [], kept
+    rows = max(block_bytes // passage_bytes, 1)
+    while start < embeddings.shards:
+        stop = int(np.searchsorted(embeddings.offsets, embeddings.offsets[start] + rows, "right")) - 1
+        stop = min(max(stop, start + 1), embeddings.shards)
+        bounds.append((start, stop))
+        start = stop
+    return bounds
+
+
+def kept_blocks(store: Store, entry: IndexEntry, embeddings: Embeddings) -> list[IndexBlock]:
+    """The blocks, from the first on, that are whole and of the embeddings as they are."""
+    kept, start = [], 0
+    for block in entry.blocks:
+        stop = start + block.shards
+        of_these = stop <= embeddings.shards and block.embeddings == embeddings.fingerprint_of(start, stop)
+        if not of_these or not store.is_whole(block.file):
+            break
+        kept.append(block)
+        start = stop
+    return kept
+
+
+def add_blocks(
+    store: Store,
+    entry: IndexEntry,
+    embeddings: Embeddings,
+    make: Callable[[], Any],
+    block_bytes: int,
+    tick: Callable[[int], object],
+) -> None:
+    """Makes the blocks that `entry` lacks and enters each into the manifest as soon as it is on disk.
+
+    Args:
+        make: gives an empty, trained FAISS index, for the first block; later ones take the first one's training.
+    """
+    faiss = load_faiss()
+    kind = BY_NAME[entry.kind]
+    folder = store.path / "index" / f"{entry.encoder}-{entry.kind}"
+    done = sum(block.shards for block in entry.blocks)
+    for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
+        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if entry.blocks else make()
+        centroids = centroids_of(faiss, index) if kind.lists else None
+        for number in range(start, stop):
+            _add(faiss, index, embeddings.shard(number), centroids)
+            tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
+        number = len(entry.blocks)
+        path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
+        with atomic_write(path) as aside:
+            write_index(faiss, index, str(aside))
+        file = store.entry(path, int(index.ntotal))
+        entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
+        store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
+        store.save()
+    listed = {store.path / block.file.path for block in entry.blocks}
+    for path in folder.glob("faiss*.index"):
+        if path not in listed:
+            path.unlink()
+    write_json(folder / "manifest.json", asdict(entry))
+
+
+def _emptied(faiss: Any, path: Path) -> Any:
+    """An index with the training of the one at `path` and none of its passages."""
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    if hasattr(index, "invlists"):
+        lists = faiss.ArrayInvertedLists(index.nlist, index.code_size)
+        index.replace_invlists(lists, True)
+        lists.this.disown()
+        index.ntotal = 0
+        return index
+    index = faiss.clone_index(index)
+    index.reset()
+    return index
+
+
+def _add(faiss: Any, index: Any, block: npt.NDArray[np.float16], centroids: Vectors | None) -> None:
+    vectors = np.ascontiguousarray(block, dtype=np.float32)
+    if centroids is None:
+        index.add(vectors)
+        return
+    lists = np.ascontiguousarray(nearest_centroids(vectors, centroids)[:, 0])
+    ids = np.arange(index.ntotal, index.ntotal + len(vectors), dtype=np.int64)
+    index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
+
+
+def centroids_of(faiss: Any, index: Any) -> Vectors:
+    """Centroids float32 [lists, dim] of an index with inverted lists."""
+    return np.asarray(faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist), dtype=np.float32)
+
+
+def write_index(faiss: Any, index: Any, path: str) -> None:
+    """Writes a FAISS file; a failed write, which FAISS reports without saying why, as an OSError."""
+    try:
+        faiss.write_index(index, path)
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, "FAISS could not write the whole file") from error
+
+
+class Blocks:
+    """The blocks of an index, opened for searching.
+
+    Raises:
+        StoreError: a file is missing, damaged or not of this store.
+    """
+
+    def __init__(self, store: Store, entry: IndexEntry, embeddings: Embeddings) -> None:
+        self._faiss = load_faiss()
+        self._embeddings = embeddings
+        self._kind = BY_NAME[entry.kind]
+        self._open: list[tuple[int, Any]] = []
+        first = 0
+        for block in entry.blocks:
+            remedy = f"run `nearkin index {store.path} --kind {entry.kind}` to make it again"
+            path = store.check(block.file, remedy)
+            index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP)
+            if index.ntotal != block.file.rows or index.d != embeddings.dim:
+                raise StoreError(f"{path} does not fit the store: {remedy}")
+            self._open.append((first, index))
+            first += block.file.rows
+        self.centroids = centroids_of(self._faiss, self._open[0][1]) if self._kind.lists else None
+
+    @property
+    def lists(self) -> int:
+        return 0 if self.centroids is None else len(self.centroids)
+
+    def search(self, queries: Vectors, k: int, effort: int, rerank: int) -> tuple[Scores, Ids]:
+        """The `k` best passages found, scored by the embeddings themselves.
+
+        Args:
+            queries: float32 [n, dim].
+            effort: lists visited, or what HNSW calls efSearch.
+            rerank: so many times k candidates are scored.
+
+        Returns:
+            float32 [n, k] and int64 [n, k], as `selection.index.exact.exact_search`.
+        """
+        wide = k * rerank
+        parts = []
+        for start in range(0, len(queries), max(1, CANDIDATES_HELD // wide)):
+            part = np.ascontiguousarray(queries[start : start + max(1, CANDIDATES_HELD // wide)])
+            found = Ranking(len(part), wide)
+            for scores, ids in self._candidates(part, wide, effort):
+                found.add_rows(scores, ids)
+            parts.append(rescored(self._embeddings, part, found.best()[1], k))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _candidates(self, queries: Vectors, count: int, effort: int) -> Iterator[tuple[Scores, Ids]]:
+        if self.centroids is not None:
+            effort = min(effort, self.lists)
+            lists = nearest_centroids(queries, self.centroids, effort)
+            coarse = _coarse(queries, self.centroids, lists)
+        for first, index in self._open:
+            if self.centroids is not None:
+                index.nprobe = effort
+                scores, ids = index.search_preassigned(queries, count, lists, coarse)
+            elif self._kind.name == "hnsw":
+                params = self._faiss.SearchParametersHNSW(efSearch=max(effort, count))
+                scores, ids = index.search(queries, min(count, index.ntotal), params=params)
+            else:
+                scores, ids = index.search(queries, min(count, index.ntotal))
+            yield scores, np.where(ids < 0, -1, ids + first)
+
+
+def _coarse(queries: Vectors, centroids: Vectors, lists: npt.NDArray[np.int64]) -> Scores:
+    """Inner products float32 [n, count] of queries with their lists' centroids."""
+    out = np.empty(lists.shape, dtype=np.float32)
+    for start in range(0, len(queries), 1024):
+        part = slice(start, start + 1024)
+        out[part] = np.take_along_axis(queries[part] @ centroids.T, lists[part], axis=1)
+    return out
+
+
+def rescored(embeddings: Embeddings, queries: Vectors, ids: Ids, k: int) -> tuple[Scores, Ids]:
+    """The `k` best of each query's candidates by float32 products with the embeddings, read a shard at a time.
+
+    Args:
+        ids: int64 [n, any], -1 for none.
+    """
+    import torch
+
+    ranking = Ranking(len(queries), k)
+    query, place = np.nonzero(ids >= 0)
+    passages = ids[query, place]
+    left = torch.from_numpy(np.ascontiguousarray(queries))
+    for positions, vectors in embeddings.parts(passages):
+        for start in range(0, len(positions), PAIRS):
+            some = positions[start : start + PAIRS]
+            right = torch.from_numpy(vectors[start : start + PAIRS]).float()
+            scores = pair_scores(right, left[torch.from_numpy(query[some])]).numpy()
+            ranking.add(query[some], scores, passages[some])
+    return ranking.best()
