@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selection.commands import add_command, positive, share
+from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
@@ -65,13 +66,34 @@ def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser
         benches,
         "search",
         run_search,
-        "neighbour search over a store beside brute force in NumPy",
-        "nearkin bench search store tasks/chemprot -k 50",
+        "a task's neighbours: making an index and searching it, beside FAISS, hnswlib, usearch, autofaiss",
+        """
+        nearkin bench search store tasks/chemprot --out search.parquet --plot search.png
+        nearkin bench search store tasks/chemprot --passages 134105 1000000 --kinds stream ivf --out search.parquet
+        """,
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("-k", type=positive, default=50)
     parser.add_argument("--encoder")
+    parser.add_argument(
+        "--passages",
+        type=positive,
+        nargs="+",
+        default=[],
+        help="sizes: the store's vectors repeated and moved a little",
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:], help="which of nearkin's (default: all)"
+    )
+    parser.add_argument("--peers", nargs="*", metavar="PEER", help="which peers, by their names (default: all)")
+    parser.add_argument(
+        "--min-recall", type=share, default=0.95, help="what approximate paths must reach (default: 0.95)"
+    )
+    parser.add_argument(
+        "--scratch", metavar="DIR", type=Path, help="for larger corpora and indexes; kept for the next run"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="recall against seconds, as .png, .svg or .pdf")
     _shared(parser)
 
 
@@ -129,16 +151,28 @@ def run_throughput(args: argparse.Namespace) -> int:
 
 
 def run_search(args: argparse.Namespace) -> int:
+    from benchmarks.peers import PEERS
+    from benchmarks.plots import plot_search, require_plots
     from benchmarks.search import search
 
+    if args.plot:
+        require_plots()
     rows = search(
         args.store,
         args.task,
         args.k,
+        passages=args.passages,
+        kinds=args.kinds,
+        peers=[peer.name for peer in PEERS] if args.peers is None else args.peers,
+        min_recall=args.min_recall,
         rounds=args.rounds,
         encoder=args.encoder,
+        out=args.out,
+        scratch=args.scratch,
         say=lambda line: print(line, flush=True),
     )
+    if args.plot:
+        plot_search(rows, args.plot)
     return _finish(rows, args.out)
 
 

@@ -54,3 +54,33 @@ def plot_throughput(rows: Sequence[Row], path: Path) -> None:
     kind = path.suffix.removeprefix(".") or "png"
     with atomic_write(path) as aside:
         figure.savefig(aside, format=kind, dpi=150)
+
+
+def plot_search(rows: Sequence[Row], path: Path) -> None:
+    """Recall against the seconds of making and searching together (logarithmic), a panel a corpus size.
+
+    Args:
+        rows: of `benchmarks.search.search`.
+    """
+    require_plots()
+    from matplotlib.figure import Figure
+
+    sizes = sorted({row["passages"] for row in rows})
+    figure = Figure(figsize=(6.5 * len(sizes), 4.8), layout="constrained")
+    for number, size in enumerate(sizes):
+        axes = figure.add_subplot(1, len(sizes), number + 1)
+        mine = sorted((row for row in rows if row["passages"] == size), key=lambda row: row["total_s"])
+        for place, row in enumerate(mine):
+            ours = row["path"].startswith("nearkin")
+            point = (row["total_s"], row["recall_k"])
+            axes.plot(*point, "o" if ours else "s", color="tab:blue" if ours else "tab:gray")
+            offset = (4, -12 - 11 * (place % 4))
+            axes.annotate(row["path"], point, xytext=offset, textcoords="offset points", fontsize=7)
+        axes.set_xscale("log")
+        axes.set_ylim(0.8, 1.02)
+        axes.set_title(f"{size:,} passages, {mine[0]['queries']:,} queries")
+        axes.set_xlabel("seconds, making the index and searching it")
+        axes.set_ylabel(f"recall@{mine[0]['k']}")
+        axes.grid(alpha=0.3)
+    with atomic_write(path) as aside:
+        figure.savefig(aside, format=path.suffix.removeprefix(".") or "png", dpi=150)

@@ -1,23 +1,43 @@
-"""Search speed: a task's neighbours over a store, nearkin's path beside brute force in NumPy on the same vectors."""
+"""Neighbour search: a task's examples over a corpus of several sizes, nearkin's kinds of index beside their peers.
+
+A task asks once, so what counts is making the index and searching it, together. Each path has a process of its own,
+which tells its peak memory; rows are written as they come, and what is in the file is not measured again. Larger
+corpora are the store's own vectors over and over, each copy but the first moved at random (cosine 0.95 to where it
+was).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from benchmarks.results import Row, alternate
-from selection.embedding import Embeddings
-from selection.index.search import search as search_index
+from benchmarks.peers import PEERS
+from benchmarks.results import Row, write_rows
+from selection.corpus import SHARD_ROWS, Shard
+from selection.embedding import Embeddings, write_vectors
+from selection.files import peak_memory, release_memory
+from selection.index.plan import IndexWanted, plan_index
+from selection.index.search import Searcher
+from selection.indexing import make_index
 from selection.querying import open_encoder
 from selection.selectors import encode_task
-from selection.store import Store
+from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.task import read_task
 
-BLOCK = 512
+KINDS = ("stream", "flat", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
+MOVED = 0.95
+NAMES = tuple(peer.name for peer in PEERS)
 
 
 def search(
@@ -25,55 +45,229 @@ def search(
     task: Path | str,
     k: int = 50,
     *,
+    passages: Sequence[int] = (),
+    kinds: Sequence[str] = KINDS,
+    peers: Sequence[str] = NAMES,
+    min_recall: float = 0.95,
     rounds: int = 3,
     encoder: str | None = None,
+    out: Path | None = None,
+    scratch: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Times the neighbours of a task's training texts, index file read and ties ordered, encoding left out.
+    """Times the neighbours of a task's training texts; encoding them is left out.
+
+    Args:
+        passages: sizes of corpora; none is the store as it is.
+        kinds: which of nearkin's kinds of index.
+        peers: which of `benchmarks.peers.PEERS`.
+        min_recall: of the `k` neighbours, for all that are approximate.
+        rounds: searches, of which the median counts; what is made is made once.
+        out: rows are added to this Parquet file as they are measured, and what it has is not measured again.
+        scratch: for larger corpora and indexes; default beside `store`. It is left there.
 
     Returns:
-        One row a path: ``path``, ``queries``, ``passages``, ``k``, ``seconds`` (median), ``queries_s``, ``ratio`` to
-        NumPy and ``recall`` of its neighbours.
+        One row a path and size: ``path``, ``passages``, ``queries``, ``k``, ``build_s``, ``search_s``, ``total_s``,
+        ``queries_s``, ``ratio`` (FAISS's flat total over this one's), ``mb`` of the index, ``memory_mb`` (peak of the
+        process), ``recall_10``, ``recall_k``, ``gflops`` of exact paths, ``predicted_build_s``, ``predicted_search_s``,
+        ``predicted_mb``, ``one_query_ms`` (warm).
     """
     opened, examples = Store(store), read_task(task)
     slug = open_encoder(opened, encoder)
+    folder = scratch or Path(f"{store}.bench")
+    folder.mkdir(parents=True, exist_ok=True)
     queries = encode_task(opened, slug, examples)
-    kinds = [e.kind for e in opened.manifest.indexes.values() if e.encoder == slug]
-    paths: dict[str, Callable[[], npt.NDArray[np.int64]]] = {
-        "numpy brute force": lambda: brute_force(opened, slug, queries, k)
+    np.save(folder / "queries.npy", queries)
+    rows: list[Row] = pq.read_table(out).to_pylist() if out is not None and out.exists() else []
+    for row in rows:
+        for extra in ("time", "machine", "versions"):
+            row.pop(extra, None)
+    for size in passages or (len(opened.corpus),):
+        target = enlarged(opened, slug, size, folder)
+        done = {row["path"] for row in rows if (row["passages"], row["queries"], row["k"]) == (size, len(queries), k)}
+        names = [f"nearkin, {kind}" for kind in kinds] + list(peers)
+        for name in ["nearkin, stream", *(n for n in names if n != "nearkin, stream")]:
+            if name in done:
+                continue
+            peer = next((peer for peer in PEERS if peer.name == name), None)
+            if peer is not None and not peer.installed:
+                say(f"left out: {name}: {peer.package} is not installed")
+                continue
+            arguments = (target.path, slug, name, folder, k, rounds, min_recall)
+            try:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    row = pool.submit(_alone, *arguments).result()
+            except Exception as error:
+                say(f"left out: {name} over {size:,}: {error}")
+                continue
+            say(f"{size:,}: {name} {row['build_s']:.2f} s + {row['search_s']:.2f} s, recall {row['recall_k']:.3f}")
+            rows.append(row)
+            write_rows(rows, out)
+    _add_ratios(rows)
+    write_rows(rows, out)
+    return rows
+
+
+def _add_ratios(rows: list[Row]) -> None:
+    for row in rows:
+        flat = [r for r in rows if r["path"] == "FAISS IndexFlatIP" and r["passages"] == row["passages"]]
+        row["ratio"] = flat[0]["total_s"] / row["total_s"] if flat else None
+
+
+def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, min_recall: float) -> Row:
+    """One path in this process."""
+    store = Store(path)
+    queries = np.load(folder / "queries.npy")
+    exact = folder / f"exact-{len(store.corpus)}-{k}.npy"
+    row: Row = {"path": name, "passages": len(store.corpus), "queries": len(queries), "k": k}
+    if name.startswith("nearkin, "):
+        made = _nearkin(store, slug, name.removeprefix("nearkin, "), queries, k, rounds, min_recall)
+        if name == "nearkin, stream":
+            np.save(exact, made["ids"])
+    else:
+        made = _peer(store, slug, name, queries, k, rounds, min_recall, np.load(exact))
+    ids, truth = made.pop("ids"), np.load(exact)
+    total = made["build_s"] + made["search_s"]
+    flops = 2.0 * len(store.corpus) * queries.shape[1] * len(queries)
+    is_exact = name in (
+        "nearkin, stream",
+        "nearkin, flat",
+        *(p.name for p in PEERS if "xact" in p.name or "Flat" in p.name),
+    )
+    return {
+        **row,
+        "build_s": made["build_s"],
+        "search_s": made["search_s"],
+        "total_s": total,
+        "queries_s": len(queries) / made["search_s"],
+        "ratio": None,
+        "mb": made["bytes"] / 1e6,
+        "memory_mb": made["memory"],
+        "recall_10": shared(ids[:, :10], truth[:, :10]) if made["ordered"] else None,
+        "recall_k": shared(ids, truth),
+        "gflops": flops / made["search_s"] / 1e9 if is_exact or name.startswith("NumPy") else None,
+        "predicted_build_s": made.get("predicted_build_s"),
+        "predicted_search_s": made.get("predicted_search_s"),
+        "predicted_mb": made.get("predicted_mb"),
+        "one_query_ms": made.get("one_query_ms"),
     }
-    for kind in sorted(kinds):
-        paths[f"nearkin {kind}"] = lambda kind=kind: _ids(  # type: ignore[misc]
-            search_index(opened, slug, queries, k, kind), len(queries), k
-        )
-    median, ids = alternate(paths, rounds, say)
-    exact = ids["numpy brute force"]
-    return [
-        {
-            "path": name,
-            "queries": len(queries),
-            "passages": len(opened.corpus),
-            "k": k,
-            "seconds": taken,
-            "queries_s": len(queries) / taken,
-            "ratio": median["numpy brute force"] / taken,
-            "recall": float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, ids[name], strict=True)])),
-        }
-        for name, taken in median.items()
-    ]
 
 
-def brute_force(store: Store, slug: str, queries: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Exact neighbours int64 [n, k], unordered: one matrix product a block of queries, then ``argpartition``."""
-    corpus = np.concatenate(list(Embeddings(store, slug))).astype(np.float32)
-    found = np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries), BLOCK):
-        scores = queries[start : start + BLOCK] @ corpus.T
-        found[start : start + BLOCK] = np.argpartition(scores, -k, axis=1)[:, -k:]
-    return found
+def shared(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -> float:
+    """The mean share of each row of `exact` that is in the same row of `found`."""
+    return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
 
 
-def _ids(neighbours: pa.Table, n: int, k: int) -> npt.NDArray[np.int64]:
-    ids = np.full((n, k), -1, dtype=np.int64)
-    ids[neighbours["query_id"].to_numpy(), neighbours["rank"].to_numpy() - 1] = neighbours["doc_id"].to_numpy()
-    return ids
+def _nearkin(
+    store: Store, slug: str, kind: str, queries: npt.NDArray[np.float32], k: int, rounds: int, min_recall: float
+) -> dict[str, Any]:
+    embeddings = Embeddings(store, slug)
+    shutil.rmtree(store.path / "index" / f"{slug}-{kind}", ignore_errors=True)
+    goal = IndexWanted(kind, min_recall, queries=len(queries))
+    plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings)
+    with store.lock():
+        begun = time.perf_counter()
+        entry = make_index(store, slug, goal, plan)
+        build = time.perf_counter() - begun if entry.blocks else 0.0
+    release_memory()
+    times, ids = [], np.empty(0)
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        searcher = Searcher(Store(store.path), slug, kind)
+        table = searcher.search(queries, k)
+        times.append(time.perf_counter() - begun)
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
+        ids[table["query_id"].to_numpy(), table["rank"].to_numpy() - 1] = table["doc_id"].to_numpy()
+    ones = []
+    for i in range(20):
+        begun = time.perf_counter()
+        searcher.search(queries[i : i + 1], k)
+        ones.append(time.perf_counter() - begun)
+    return {
+        "ids": ids,
+        "ordered": True,
+        "build_s": build,
+        "search_s": statistics.median(times),
+        "bytes": sum((store.path / block.file.path).stat().st_size for block in entry.blocks),
+        "memory": _megabytes(),
+        "predicted_build_s": plan.build_seconds,
+        "predicted_search_s": plan.search_seconds,
+        "predicted_mb": plan.bytes / 1e6,
+        "one_query_ms": 1000 * statistics.median(ones),
+    }
+
+
+def _peer(
+    store: Store,
+    slug: str,
+    name: str,
+    queries: npt.NDArray[np.float32],
+    k: int,
+    rounds: int,
+    min_recall: float,
+    exact: npt.NDArray[np.int64],
+) -> dict[str, Any]:
+    peer = next(peer for peer in PEERS if peer.name == name)
+    vectors = np.concatenate(list(Embeddings(store, slug))).astype(np.float32)
+    begun = time.perf_counter()
+    index, size = peer.build(vectors)
+    build = time.perf_counter() - begun
+    for effort in peer.efforts:
+        begun = time.perf_counter()
+        ids = peer.search(index, queries, k, effort)
+        times = [time.perf_counter() - begun]
+        if len(peer.efforts) == 1 or shared(ids, exact) >= min_recall:
+            break
+    for _ in range(rounds - 1):
+        begun = time.perf_counter()
+        peer.search(index, queries, k, effort)
+        times.append(time.perf_counter() - begun)
+    ordered = not name.startswith("NumPy")
+    search_s = statistics.median(times)
+    return {
+        "ids": ids,
+        "ordered": ordered,
+        "build_s": build,
+        "search_s": search_s,
+        "bytes": size,
+        "memory": _megabytes(),
+    }
+
+
+def _megabytes() -> float | None:
+    peak = peak_memory()
+    return None if peak is None else peak / 1e6
+
+
+def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:
+    """A store of `passages` vectors of this one's, in `folder`; without text, so good for searching alone."""
+    source = Embeddings(store, slug)
+    target = Store(folder / f"store-{passages}", create=True)
+    entry = store.manifest.encoders[slug]
+    if slug in target.manifest.encoders and len(Embeddings(target, slug)) == passages:
+        return target
+    shutil.rmtree(target.path, ignore_errors=True)
+    target = Store(target.path, create=True)
+    rng = np.random.default_rng(0)
+    # Noise of this size leaves MOVED of the cosine.
+    noise = np.sqrt(1 / MOVED**2 - 1) / np.sqrt(source.dim)
+    shards, files = [], {}
+    with target.lock():
+        for number, start in enumerate(range(0, passages, SHARD_ROWS)):
+            ids = np.arange(start, min(start + SHARD_ROWS, passages))
+            vectors = source.take(ids % len(source))
+            moved = vectors + noise * rng.standard_normal(vectors.shape, dtype=np.float32)
+            moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+            vectors = np.where((ids < len(source))[:, None], vectors, moved)
+            text = f"vectors {start} of {passages}"
+            path = target.path / "embeddings" / slug / f"part-{number:05d}.arrow"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_vectors(path, vectors.astype(np.float16), text, entry.fingerprint)
+            files[text] = target.entry(path, len(ids))
+            shards.append(Shard("none", 0, len(ids), len(ids), None, start, text, 0))
+        corpus = CorpusEntry("vectors", {"column": "text"}, [], [], 0, 0, shards)
+        target.manifest.corpora = [corpus]
+        blank = EncoderEntry(entry.model, entry.precision, entry.max_tokens, entry.fingerprint, entry.dim)
+        target.manifest.encoders = {slug: replace(blank, shards=files)}
+        target.save()
+    return target

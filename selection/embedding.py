@@ -115,7 +115,7 @@ def embed_here(
     def write(number: int, vectors: npt.NDArray[np.float16], text: str) -> None:
         path = store.path / "embeddings" / encoder.slug / f"part-{number:05d}.arrow"
         with atomic_write(path) as aside:
-            _write_vectors(aside, vectors, text, encoder.fingerprint)
+            write_vectors(aside, vectors, text, encoder.fingerprint)
         finished(text, store.entry(path, len(vectors)))
 
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
@@ -185,7 +185,8 @@ def _free_numbers(entry: EncoderEntry) -> Iterator[int]:
         number += 1
 
 
-def _write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
+def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
+    """Writes one embedding file, float16 [rows, dim], with the fingerprints of its text and encoder."""
     dim = vectors.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
     schema = pa.schema(
@@ -266,6 +267,12 @@ class Embeddings:
         for number in np.flatnonzero(np.diff(bounds)):
             positions = order[bounds[number] : bounds[number + 1]]
             yield positions, self.shard(int(number))[rows[positions] - self.offsets[number]]
+
+    def sample(self, count: int, shards: int = 64, seed: int = 0) -> npt.NDArray[np.float16]:
+        """At most about `count` vectors float16 [any, dim], in equal runs from at most so many shards."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self._files))[:shards])
+        run = -(-count // len(chosen))
+        return np.concatenate([self.shard(int(number))[:run] for number in chosen])
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Vectors float32 [len(rows), dim] of doc_ids `rows`, in any order."""

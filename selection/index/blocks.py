@@ -221,6 +221,6 @@ def rescored(embeddings: Embeddings, queries: Vectors, ids: Ids, k: int) -> tupl
         for start in range(0, len(positions), PAIRS):
             some = positions[start : start + PAIRS]
             right = torch.from_numpy(vectors[start : start + PAIRS]).float()
-            scores = pair_scores(right, left[torch.from_numpy(query[some])]).numpy()
+            scores = pair_scores(right, left, torch.arange(len(right)), torch.from_numpy(query[some])).numpy()
             ranking.add(query[some], scores, passages[some])
     return ranking.best()

@@ -20,15 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.index.ranking import MOST_PASSAGES, Ids, Ranking, Scores
 
-TILE_PASSAGES = 2048
-TILE_QUERIES = 2048
+TILE_PASSAGES = 1024
+TILE_QUERIES = 4096
 GROUP = 16
-PAIRS = 65_536
+PAIRS = 2048
 TRIAL_SIZE = 1024
 WORTH = 1.25
+SAMPLED = 16
+MOST_SAMPLED = 65_536
+SAMPLE_FROM = 32_768
 
 Vectors = npt.NDArray[np.float32]
 
@@ -39,6 +43,7 @@ def exact_search(
     k: int,
     device: str | None = None,
     number: str | None = None,
+    sample: npt.NDArray[np.float16] | None = None,
     tick: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Scores, Ids]:
     """The `k` passages of each query with the largest inner products.
@@ -51,6 +56,8 @@ def exact_search(
         k: neighbours a query, at least 1.
         device: where products are formed; None or ``auto`` is the first CUDA GPU, else the CPU.
         number: ``float32``, ``bfloat16`` or ``float16``; None is the fastest on the device.
+        sample: float16 [any, dim], passages from all over `blocks`: their k best are what others must reach from the
+            start, so that fewer are scored again. It changes no result.
         tick: told how many passages were searched.
 
     Returns:
@@ -60,12 +67,28 @@ def exact_search(
         NearkinError: vectors that are not finite, or of another length.
     """
     search = _Search(queries, k, search_device(device), number)
+    if sample is not None:
+        search.seed(sample)
     first = 0
     for block in blocks:
         search.add(block, first)
         first += len(block)
         tick(len(block))
     return search.ranking.best()
+
+
+def stream_search(
+    embeddings: Embeddings,
+    queries: Vectors,
+    k: int,
+    device: str | None = None,
+    tick: Callable[[int], object] = lambda rows: None,
+) -> tuple[Scores, Ids]:
+    """`exact_search` over a store's embeddings, read shard by shard from where they lie."""
+    sample = (
+        embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if len(embeddings) >= SAMPLE_FROM else None
+    )
+    return exact_search(embeddings, queries, k, device, sample=sample, tick=tick)
 
 
 def search_device(device: str | None) -> str:
@@ -90,8 +113,25 @@ class _Search:
         self.norms = self.queries.norm(dim=1)
         self.errors = (self.queries - self.rounded.float()).norm(dim=1)
         self.ranking = Ranking(len(queries), k)
+        size = TILE_PASSAGES * min(TILE_QUERIES, len(queries))
+        self._tile_memory = torch.empty(size, dtype=self.kind, device=self.device)
+
+    def seed(self, sample: npt.NDArray[np.float16]) -> None:
+        """Raises the floors to what `k` passages of the sample reach at least."""
+        import torch
+
+        with torch.inference_mode():
+            vectors, rounded, margin = self._rounded(sample)
+            for at in range(0, len(self.queries), TILE_QUERIES):
+                part = slice(at, at + TILE_QUERIES)
+                best = [
+                    _group_best(self._products(rounded[start : start + TILE_PASSAGES], part))
+                    for start in range(0, len(vectors), TILE_PASSAGES)
+                ]
+                self._raise_floor(torch.cat(best), part, margin)
 
     def add(self, block: npt.NDArray[np.float16], first: int) -> None:
+        """Searches passages whose doc_ids begin at `first`."""
         import torch
 
         if block.shape[1] != self.queries.shape[1]:
@@ -99,28 +139,50 @@ class _Search:
         if first + len(block) > MOST_PASSAGES:
             raise NearkinError(f"exact search takes at most {MOST_PASSAGES:,} passages")
         with torch.inference_mode():
-            vectors = as_tensor(block).to(self.device).float()
-            rounded = vectors.to(self.kind)
-            error = (vectors - rounded.float()).norm(dim=1).amax()
-            length = vectors.norm(dim=1).amax()
-            if not torch.isfinite(length):
+            vectors, rounded, margin = self._rounded(block)
+            if not torch.isfinite(margin).all():
                 raise NearkinError(f"passages {first} to {first + len(block) - 1} have vectors that are not finite")
-            # The last term is of float32 sums. Rounding a sum to the format keeps order, so it costs nothing.
-            sums = self.queries.shape[1] * torch.finfo(torch.float32).eps
-            margin = error * self.norms + (length + error) * self.errors + sums * length * self.norms
             for start in range(0, len(block), TILE_PASSAGES):
                 tile = slice(start, start + TILE_PASSAGES)
                 for at in range(0, len(self.queries), TILE_QUERIES):
                     self._tile(vectors[tile], rounded[tile], first + start, slice(at, at + TILE_QUERIES), margin)
 
+    def _rounded(self, block: npt.NDArray[np.float16]) -> tuple[Any, Any, Any]:
+        """Float32 vectors, the same in the fast format, and by how much a query's product with one may be wrong."""
+        import torch
+
+        vectors = as_tensor(block).to(self.device).float()
+        rounded = vectors.to(self.kind)
+        error = (vectors - rounded.float()).norm(dim=1).amax()
+        length = vectors.norm(dim=1).amax()
+        # The last term is of float32 sums. Rounding a sum to the format keeps order, so it costs nothing.
+        sums = self.queries.shape[1] * torch.finfo(torch.float32).eps
+        return vectors, rounded, error * self.norms + (length + error) * self.errors + sums * length * self.norms
+
+    def _products(self, rounded: Any, part: slice) -> Any:
+        """Inner products [passages, queries], in memory that the next call takes again."""
+        import torch
+
+        queries = self.rounded[part]
+        out = self._tile_memory[: len(rounded) * len(queries)].view(len(rounded), len(queries))
+        return torch.mm(rounded, queries.T, out=out)
+
+    def _raise_floor(self, best: Any, part: slice, margin: Any) -> None:
+        """From scores [any, queries] of as many different passages, with what rounding may have added taken off."""
+        import torch
+
+        if len(best) >= self.ranking.k:
+            least = best.float().topk(self.ranking.k, dim=0).values[-1]
+            least = least - least.abs() * torch.finfo(self.kind).eps - margin[part]
+            self.ranking.floor[part] = np.maximum(self.ranking.floor[part], least.cpu().numpy())
+
     def _tile(self, vectors: Any, rounded: Any, first: int, part: slice, margin: Any) -> None:
         import torch
 
-        scores = rounded @ self.rounded[part].T
+        scores = self._products(rounded, part)
+        if not np.isfinite(self.ranking.floor[part]).all():
+            self._raise_floor(scores, part, margin)
         floor = torch.from_numpy(self.ranking.floor[part]).to(self.device)
-        if not torch.isfinite(floor).all() and len(vectors) >= self.ranking.k:
-            seed = scores.float().topk(self.ranking.k, dim=0).values[-1]
-            floor = torch.maximum(floor, seed - seed.abs() * torch.finfo(self.kind).eps - margin[part])
         least = (floor - margin[part]).to(self.kind)
         rows, whole = len(scores), len(scores) // GROUP * GROUP
         groups = scores[:whole].view(whole // GROUP, GROUP, scores.shape[1])
@@ -133,13 +195,17 @@ class _Search:
         self._offer(vectors, first, passage, query + part.start)
 
     def _offer(self, vectors: Any, first: int, passage: Any, query: Any) -> None:
-        """Scores pairs in float32, one by one, and hands over those that are good enough."""
-        for start in range(0, len(passage), PAIRS):
-            passages, queries = passage[start : start + PAIRS], query[start : start + PAIRS]
-            scores = pair_scores(vectors[passages], self.queries[queries]).cpu().numpy()
-            rows = queries.cpu().numpy()
-            good = scores >= self.ranking.floor[rows]
-            self.ranking.add(rows[good], scores[good], first + passages.cpu().numpy()[good])
+        """Scores pairs in float32 and hands over those that are good enough."""
+        scores = pair_scores(vectors, self.queries, passage, query).cpu().numpy()
+        rows = query.cpu().numpy()
+        good = scores >= self.ranking.floor[rows]
+        self.ranking.add(rows[good], scores[good], first + passage.cpu().numpy()[good])
+
+
+def _group_best(scores: Any) -> Any:
+    """The best of each `GROUP` passages, [whole groups, queries]."""
+    groups = len(scores) // GROUP
+    return scores[: groups * GROUP].view(groups, GROUP, scores.shape[1]).amax(dim=1)
 
 
 def as_tensor(block: npt.NDArray[Any]) -> Any:
@@ -151,9 +217,23 @@ def as_tensor(block: npt.NDArray[Any]) -> Any:
         return torch.from_numpy(block)
 
 
-def pair_scores(passages: Any, queries: Any) -> Any:
-    """Inner products float32 [n] of two float32 tensors [n, dim], each row's in the same order of addition."""
-    return (passages * queries).sum(dim=1)
+def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
+    """Inner products of pairs of rows, each in the same order of addition; a few at a time, so that they stay in cache.
+
+    Args:
+        passages, queries: float32 tensors [any, dim].
+        passage, query: int64 tensors [n], rows of the one and of the other.
+
+    Returns:
+        float32 tensor [n].
+    """
+    import torch
+
+    scores = torch.empty(len(passage), dtype=torch.float32, device=passages.device)
+    for start in range(0, len(passage), PAIRS):
+        part = slice(start, start + PAIRS)
+        torch.sum(passages[passage[part]].mul_(queries[query[part]]), dim=1, out=scores[part])
+    return scores
 
 
 @functools.cache

@@ -47,7 +47,7 @@ class Ranking:
 
     Attributes:
         floor: float32 [queries], the k-th best score so far, -inf until there are k. A later passage (of a larger
-            doc_id) enters only with more than this.
+            doc_id) enters only with more than this. Whoever knows better may raise it.
     """
 
     def __init__(self, queries: int, k: int) -> None:
@@ -78,7 +78,7 @@ class Ranking:
     def _keep(self, rows: npt.NDArray[np.intp], wide: Keys) -> None:
         best = np.partition(wide, wide.shape[1] - self.k, axis=1)[:, wide.shape[1] - self.k :]
         self._keys[rows] = best
-        self.floor[rows] = scores_of(best.min(axis=1))
+        self.floor[rows] = np.maximum(self.floor[rows], scores_of(best.min(axis=1)))
 
     def best(self) -> tuple[Scores, Ids]:
         """(float32 [queries, k], int64 [queries, k]), best first; -inf and -1 where there are fewer than k."""

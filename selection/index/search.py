@@ -11,7 +11,7 @@ import pyarrow as pa
 from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
-from selection.index.exact import exact_search
+from selection.index.exact import stream_search
 from selection.index.ranking import NEIGHBOURS, neighbour_table
 from selection.index.tune import effort_for
 from selection.store import IndexEntry, Store
@@ -74,7 +74,7 @@ class Searcher:
             log.warning("k = %d is more than the corpus holds: %d neighbours each", k, len(self.embeddings))
             k = len(self.embeddings)
         if self._blocks is None:
-            scores, ids = exact_search(self.embeddings, queries, k, self._device)
+            scores, ids = stream_search(self.embeddings, queries, k, self._device)
         else:
             settings = self.entry.settings
             scores, ids = self._blocks.search(queries, k, effort_for(settings, k), settings["rerank"])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.index.blocks import Blocks
-from selection.index.exact import exact_search
+from selection.index.exact import stream_search
 from selection.index.kinds import Kind, Vectors
 from selection.index.kmeans import nearest_centroids
 from selection.index.ranking import Ids
@@ -57,7 +57,7 @@ def draw_probes(embeddings: Embeddings, extra: Vectors | None, seed: int, tick: 
         own = np.concatenate([own, np.full(len(some), -1)])
     order = rng.permutation(len(queries))
     queries, own = np.ascontiguousarray(queries[order]), own[order]
-    _, found = exact_search(embeddings, queries, max(DEPTHS) + 1, tick=tick)
+    _, found = stream_search(embeddings, queries, max(DEPTHS) + 1, tick=tick)
     return Probes(queries, own, without(found, own, max(DEPTHS)))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import demo as demo_module
 from benchmarks.memory import memory
+from benchmarks.plots import plot_search
 from benchmarks.search import search
-from selection.building import index
 from tests.conftest import Cli
 
 
@@ -37,12 +38,25 @@ def test_throughput_has_the_peer_in_the_same_run(
     assert "<svg" in plot.read_text()
 
 
-def test_search_agrees_with_brute_force(store: Path, task_folder: Path) -> None:
-    index(store, "ivf")
-    rows = {row["path"]: row for row in search(store, task_folder, 10, rounds=1)}
-    assert rows["nearkin flat"]["recall"] == pytest.approx(1, abs=0.01)
-    assert 0.8 < rows["nearkin ivf"]["recall"] <= 1
-    assert rows["nearkin flat"]["queries"] == 40
+@pytest.mark.slow
+def test_search_measures_each_path_once_and_goes_on(store: Path, task_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out, plot = tmp_path / "rows.parquet", tmp_path / "search.svg"
+    settings: dict[str, Any] = {"rounds": 1, "out": out, "scratch": tmp_path / "scratch", "say": said.append}
+    search(store, task_folder, 10, kinds=["stream"], peers=["NumPy product, argpartition"], **settings)
+    assert len(said) == 2
+    both = {"kinds": ["stream", "ivf"], "peers": ["NumPy product, argpartition", "FAISS IndexFlatIP"]}
+    rows = {row["path"]: row for row in search(store, task_folder, 10, **both, **settings)}
+    assert len(said) == 4
+    assert {row["queries"] for row in rows.values()} == {40}
+    assert rows["NumPy product, argpartition"]["recall_k"] == pytest.approx(1, abs=0.01)
+    assert 0.8 < rows["nearkin, ivf"]["recall_k"] <= 1
+    assert rows["FAISS IndexFlatIP"]["ratio"] == 1
+    larger = search(store, task_folder, 10, passages=[2000], kinds=["stream"], peers=["FAISS IndexFlatIP"], **settings)
+    [faiss] = [row for row in larger if row["passages"] == 2000 and row["path"].startswith("FAISS")]
+    assert faiss["recall_k"] == pytest.approx(1, abs=0.01)
+    plot_search(larger, plot)
+    assert "<svg" in plot.read_text()
 
 
 @pytest.mark.slow
