@@ -233,7 +233,7 @@ def test_a_disk_that_fills_up(
     limit: int, kept: int, passages: pa.Table, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     """Writes past `limit` bytes fail as on a full disk; a build with room then finishes what was begun."""
-    command = [sys.executable, "-m", "nearkin", "build", "store", "--encoder", str(tiny_encoder)]
+    command = [sys.executable, "-m", "nearkin", "build", "store", "--encoder", str(tiny_encoder), "--index", "flat"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
 
     def full() -> None:

@@ -5,6 +5,7 @@ A plan made of these is for this machine and these vectors, where rules of thumb
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -33,6 +34,7 @@ PILOT_SHARDS = 64
 LENGTHS = (128, 256, 512, 1024, 2048)
 FEW_LISTS = 16
 GRAPH = 8192
+UNTRIED = 2e-9
 
 
 def unit_vectors(rows: int, dim: int, seed: int = 0) -> Vectors:
@@ -109,16 +111,17 @@ def _small_graph(kind: Kind, dim: int) -> float:
 
 
 def write_seconds(folder: Path, size: int = 32 << 20) -> float:
-    """Seconds to write, sync and hash a byte in `folder`."""
+    """Seconds to write, sync and hash a byte in `folder`; a guess where nothing can be written."""
     while not folder.exists():
         folder = folder.parent
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".trial", delete=True) as file:
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".trial", delete=True) as file:
         begun = time.perf_counter()
         file.write(os.urandom(1 << 20) * (size >> 20))
         file.flush()
         os.fsync(file.fileno())
         sha256_of_file(Path(file.name))
         return (time.perf_counter() - begun) / size
+    return UNTRIED
 
 
 @dataclass(frozen=True)
