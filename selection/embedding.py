@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from selection.corpus import Corpus
 from selection.encoders import Encoder
-from selection.errors import InputError, StoreError
+from selection.errors import InputError, ModelError, StoreError
 from selection.files import TextFingerprint, atomic_write, fingerprint, release_memory
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 10.0
+MAPPED_SHARDS = 4096
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,10 @@ def _encode_shard(prepared: Any, encoder: Encoder, rows: int, bar: tqdm[None]) -
     """Vectors float16 [rows, dim]."""
     before = bar.n
     vectors = encoder.run(prepared, lambda done: bar.update(len(done))).astype(np.float16)
+    if not (np.isfinite(vectors).all() and vectors.any(axis=1).all()):
+        raise ModelError(
+            f"{encoder.model} gives vectors that are zero or not finite: use another encoder or --precision"
+        )
     bar.update(before + rows - bar.n)
     return vectors
 
@@ -229,6 +234,7 @@ class Embeddings:
                 f"{store.path}: {missing} of {len(shards)} shards are not embedded by {slug}: "
                 f"run `nearkin build {store.path}` to finish"
             )
+        self._mapped: dict[int, npt.NDArray[np.float16]] = {}
         self._files: list[FileEntry] = [entry.shards[s.text] for s in shards]
         self._texts = [s.text for s in shards]
         self.dim, self.rows = entry.dim, sum(f.rows for f in self._files)
@@ -255,10 +261,15 @@ class Embeddings:
         return (self.shard(number) for number in range(len(self._files)))
 
     def shard(self, number: int) -> npt.NDArray[np.float16]:
-        """float16 [rows, dim] of one shard; raises as iteration does."""
-        remedy = f"run `nearkin build {self._store.path}` to make it again"
-        path = self._store.check(self._files[number], remedy)
-        return read_vectors(path, self._texts[number], self._entry.fingerprint, self.dim, remedy)
+        """float16 [rows, dim] of one shard, mapped once; raises as iteration does."""
+        if number not in self._mapped:
+            remedy = f"run `nearkin build {self._store.path}` to make it again"
+            path = self._store.check(self._files[number], remedy)
+            vectors = read_vectors(path, self._texts[number], self._entry.fingerprint, self.dim, remedy)
+            if len(self._mapped) >= MAPPED_SHARDS:
+                self._mapped.clear()
+            self._mapped[number] = vectors
+        return self._mapped[number]
 
     def parts(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float16]]]:
         """Vectors of doc_ids `rows`, in any order, by shard: (positions in `rows`, float16 [positions, dim])."""

@@ -20,14 +20,13 @@ from selection.embedding import Embeddings
 from selection.errors import StoreError
 from selection.files import atomic_write, write_json
 from selection.index import load_faiss
-from selection.index.exact import pair_scores
+from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Vectors
 from selection.index.kmeans import nearest_centroids
 from selection.index.ranking import Ids, Ranking, Scores
 from selection.store import IndexBlock, IndexEntry, Store
 
 BLOCK_BYTES = 512 << 20
-PAIRS = 65_536
 CANDIDATES_HELD = 4_000_000
 
 
@@ -218,9 +217,7 @@ def rescored(embeddings: Embeddings, queries: Vectors, ids: Ids, k: int) -> tupl
     passages = ids[query, place]
     left = torch.from_numpy(np.ascontiguousarray(queries))
     for positions, vectors in embeddings.parts(passages):
-        for start in range(0, len(positions), PAIRS):
-            some = positions[start : start + PAIRS]
-            right = torch.from_numpy(vectors[start : start + PAIRS]).float()
-            scores = pair_scores(right, left, torch.arange(len(right)), torch.from_numpy(query[some])).numpy()
-            ranking.add(query[some], scores, passages[some])
+        every = torch.arange(len(positions))
+        scores = pair_scores(as_tensor(vectors), left, every, torch.from_numpy(query[positions])).numpy()
+        ranking.add(query[positions], scores, passages[positions])
     return ranking.best()

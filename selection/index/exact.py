@@ -33,6 +33,9 @@ WORTH = 1.25
 SAMPLED = 16
 MOST_SAMPLED = 65_536
 SAMPLE_FROM = 32_768
+FEW = 4
+FEW_PASSAGES = 16_777_216
+LONGEST = 1.001  # of a unit vector in float16
 
 Vectors = npt.NDArray[np.float32]
 
@@ -85,10 +88,47 @@ def stream_search(
     tick: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Scores, Ids]:
     """`exact_search` over a store's embeddings, read shard by shard from where they lie."""
+    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and search_device(device) == "cpu" and _half_is_exact():
+        return _few_search(embeddings, queries, k)
     sample = (
         embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if len(embeddings) >= SAMPLE_FROM else None
     )
     return exact_search(embeddings, queries, k, device, sample=sample, tick=tick)
+
+
+def _few_search(embeddings: Embeddings, queries: Vectors, k: int) -> tuple[Scores, Ids]:
+    """For a handful of queries: products straight with the float16 that is stored, as fast as memory is read.
+
+    All scores of a query are held at once, 2 bytes a passage; those within the bound of its k-th best are scored again.
+    """
+    import torch
+
+    ranking = Ranking(len(queries), k)
+    with torch.inference_mode():
+        for number, query in enumerate(torch.from_numpy(np.ascontiguousarray(queries))):
+            half = query.half()
+            scores = torch.cat([torch.mv(as_tensor(block), half) for block in embeddings])
+            size = float(query.norm()) * LONGEST
+            sums = len(query) * torch.finfo(torch.float32).eps
+            margin = LONGEST * float((query - half.float()).norm()) + (sums + torch.finfo(torch.half).eps) * size
+            least = float(scores.topk(min(k, len(scores))).values[-1]) - 2 * margin
+            ids = (scores >= least).nonzero()[:, 0].numpy()
+            for positions, vectors in embeddings.parts(ids):
+                every = torch.arange(len(positions))
+                found = pair_scores(as_tensor(vectors), query[None], every, torch.zeros_like(every)).numpy()
+                ranking.add(np.full(len(positions), number), found, ids[positions])
+    return ranking.best()
+
+
+@functools.cache
+def _half_is_exact() -> bool:
+    """Whether float16 matrix-vector products are summed in float32 here and only then rounded."""
+    import torch
+
+    left = torch.randn(512, 384, generator=torch.Generator().manual_seed(0)).half() / 20
+    right = left[0]
+    error = (torch.mv(left, right).double() - left.double() @ right.double()).abs().max()
+    return bool(error <= torch.finfo(torch.half).eps)
 
 
 def search_device(device: str | None) -> str:
@@ -121,12 +161,12 @@ class _Search:
         import torch
 
         with torch.inference_mode():
-            vectors, rounded, margin = self._rounded(sample)
+            _, rounded, margin = self._rounded(sample)
             for at in range(0, len(self.queries), TILE_QUERIES):
                 part = slice(at, at + TILE_QUERIES)
                 best = [
                     _group_best(self._products(rounded[start : start + TILE_PASSAGES], part))
-                    for start in range(0, len(vectors), TILE_PASSAGES)
+                    for start in range(0, len(rounded), TILE_PASSAGES)
                 ]
                 self._raise_floor(torch.cat(best), part, margin)
 
@@ -139,25 +179,25 @@ class _Search:
         if first + len(block) > MOST_PASSAGES:
             raise NearkinError(f"exact search takes at most {MOST_PASSAGES:,} passages")
         with torch.inference_mode():
-            vectors, rounded, margin = self._rounded(block)
+            stored, rounded, margin = self._rounded(block)
             if not torch.isfinite(margin).all():
                 raise NearkinError(f"passages {first} to {first + len(block) - 1} have vectors that are not finite")
             for start in range(0, len(block), TILE_PASSAGES):
                 tile = slice(start, start + TILE_PASSAGES)
                 for at in range(0, len(self.queries), TILE_QUERIES):
-                    self._tile(vectors[tile], rounded[tile], first + start, slice(at, at + TILE_QUERIES), margin)
+                    self._tile(stored[tile], rounded[tile], first + start, slice(at, at + TILE_QUERIES), margin)
 
     def _rounded(self, block: npt.NDArray[np.float16]) -> tuple[Any, Any, Any]:
-        """Float32 vectors, the same in the fast format, and by how much a query's product with one may be wrong."""
+        """The block on the device, the same in the fast format, and by how much a query's product may be wrong."""
         import torch
 
-        vectors = as_tensor(block).to(self.device).float()
-        rounded = vectors.to(self.kind)
+        stored = as_tensor(block).to(self.device)
+        vectors, rounded = stored.float(), stored.to(self.kind)
         error = (vectors - rounded.float()).norm(dim=1).amax()
         length = vectors.norm(dim=1).amax()
         # The last term is of float32 sums. Rounding a sum to the format keeps order, so it costs nothing.
         sums = self.queries.shape[1] * torch.finfo(torch.float32).eps
-        return vectors, rounded, error * self.norms + (length + error) * self.errors + sums * length * self.norms
+        return stored, rounded, error * self.norms + (length + error) * self.errors + sums * length * self.norms
 
     def _products(self, rounded: Any, part: slice) -> Any:
         """Inner products [passages, queries], in memory that the next call takes again."""
@@ -176,7 +216,7 @@ class _Search:
             least = least - least.abs() * torch.finfo(self.kind).eps - margin[part]
             self.ranking.floor[part] = np.maximum(self.ranking.floor[part], least.cpu().numpy())
 
-    def _tile(self, vectors: Any, rounded: Any, first: int, part: slice, margin: Any) -> None:
+    def _tile(self, stored: Any, rounded: Any, first: int, part: slice, margin: Any) -> None:
         import torch
 
         scores = self._products(rounded, part)
@@ -192,11 +232,11 @@ class _Search:
         if whole < rows:
             rest, other = (scores[whole:] >= least).nonzero(as_tuple=True)
             passage, query = torch.cat([passage, rest + whole]), torch.cat([query, other])
-        self._offer(vectors, first, passage, query + part.start)
+        self._offer(stored, first, passage, query + part.start)
 
-    def _offer(self, vectors: Any, first: int, passage: Any, query: Any) -> None:
+    def _offer(self, stored: Any, first: int, passage: Any, query: Any) -> None:
         """Scores pairs in float32 and hands over those that are good enough."""
-        scores = pair_scores(vectors, self.queries, passage, query).cpu().numpy()
+        scores = pair_scores(stored, self.queries, passage, query).cpu().numpy()
         rows = query.cpu().numpy()
         good = scores >= self.ranking.floor[rows]
         self.ranking.add(rows[good], scores[good], first + passage.cpu().numpy()[good])
@@ -221,7 +261,8 @@ def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
     """Inner products of pairs of rows, each in the same order of addition; a few at a time, so that they stay in cache.
 
     Args:
-        passages, queries: float32 tensors [any, dim].
+        passages: float16 or float32 tensor [any, dim].
+        queries: float32 tensor [any, dim].
         passage, query: int64 tensors [n], rows of the one and of the other.
 
     Returns:
@@ -232,7 +273,7 @@ def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
     scores = torch.empty(len(passage), dtype=torch.float32, device=passages.device)
     for start in range(0, len(passage), PAIRS):
         part = slice(start, start + PAIRS)
-        torch.sum(passages[passage[part]].mul_(queries[query[part]]), dim=1, out=scores[part])
+        torch.sum(passages[passage[part]].float().mul_(queries[query[part]]), dim=1, out=scores[part])
     return scores
 
 

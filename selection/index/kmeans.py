@@ -30,7 +30,8 @@ def nearest_centroids(vectors: npt.NDArray[np.floating], centroids: Vectors, cou
         right = torch.from_numpy(np.ascontiguousarray(centroids)).to(kind).T
         for start in range(0, len(vectors), ROWS):
             scores = torch.from_numpy(np.ascontiguousarray(vectors[start : start + ROWS])).to(kind) @ right
-            best = scores.argmax(dim=1, keepdim=True) if count == 1 else scores.topk(count, dim=1).indices
+            # max, since argmax is slow in bfloat16
+            best = scores.max(dim=1, keepdim=True).indices if count == 1 else scores.topk(count, dim=1).indices
             out[start : start + ROWS] = best.numpy()
     return out
 

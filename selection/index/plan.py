@@ -209,7 +209,7 @@ class _Planner:
         limit = self.limit
         if least > limit:
             raise NearkinError(
-                f"a {kind.name} index of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
+                f"{kind.name} search of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
                 f"memory and {human_bytes(limit)} are allowed: give it that with --max-memory"
             )
         room = limit - now - shard - points

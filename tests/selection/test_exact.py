@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selection.embedding import Embeddings
 from selection.errors import NearkinError
-from selection.index.exact import exact_search
+from selection.index.exact import exact_search, stream_search
 from selection.index.ranking import NOTHING, Ranking, ids_of, scores_of, to_keys
+from selection.store import Store
 
 NUMBERS = ("float32", "bfloat16")
 
@@ -88,6 +92,25 @@ def test_a_ranking_keeps_the_best_whatever_way_they_come() -> None:
         np.testing.assert_array_equal(got, wanted)
     np.testing.assert_array_equal(whole.floor, whole.best()[0][:, -1])
     assert (to_keys(np.array([np.nan, 1.0], dtype=np.float32), np.array([0, -1])) == NOTHING).all()
+
+
+def test_a_few_queries_are_searched_as_many_are(built: Path) -> None:
+    embeddings = Embeddings(Store(built), "tiny-encoder")
+    queries = embeddings.take(np.arange(9)) + np.float32(0.01)
+    many = exact_search(embeddings, queries, 30)
+    for start in (0, 5):
+        few = stream_search(embeddings, queries[start : start + 3], 30)
+        np.testing.assert_array_equal(few[0], many[0][start : start + 3])
+        np.testing.assert_array_equal(few[1], many[1][start : start + 3])
+
+
+def test_a_sample_that_raises_the_floor_changes_nothing() -> None:
+    corpus, queries = unit(3000, 48, 0), unit(70, 48, 1).astype(np.float32)
+    plain = exact_search(blocks(corpus, 500), queries, 10)
+    for number in NUMBERS:
+        seeded = exact_search(blocks(corpus, 500), queries, 10, number=number, sample=corpus[::3])
+        np.testing.assert_array_equal(seeded[0], plain[0])
+        np.testing.assert_array_equal(seeded[1], plain[1])
 
 
 def test_vectors_that_are_not_finite_or_not_of_the_corpus_are_refused() -> None:
