@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from selection import building, embedding
 from selection.building import build, verify
 from selection.embedding import Embeddings
 from selection.encoders import load_encoder
+from selection.encoders.transformer import TransformerEncoder
 from selection.errors import ModelError, StoreError
 from selection.ingest import CorpusSpec
 from selection.models import resolve_model
@@ -236,3 +238,19 @@ def test_pickled_module_weights_are_refused(tiny_encoder: Path, tmp_path: Path) 
     (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match="a pickle"):
         resolve_model(str(model))
+
+
+@pytest.mark.parametrize("broken", [np.nan, 0.0])
+def test_an_encoder_without_vectors_is_refused(
+    broken: float, corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TransformerEncoder.run
+
+    def run(self: TransformerEncoder, *arguments: Any) -> Any:
+        vectors = real(self, *arguments)
+        vectors[-1] = broken
+        return vectors
+
+    monkeypatch.setattr(TransformerEncoder, "run", run)
+    with pytest.raises(ModelError, match="zero or not finite"):
+        build(tmp_path / "store", [CorpusSpec("docs", str(corpus_file))], encoder=str(tiny_encoder))
