@@ -35,7 +35,7 @@ from selection.selectors import encode_task
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.task import read_task
 
-KINDS = ("stream", "flat", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
+KINDS = ("stream", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
 MOVED = 0.95
 NAMES = tuple(peer.name for peer in PEERS)
 
@@ -167,7 +167,7 @@ def _nearkin(
     plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings)
     with store.lock():
         begun = time.perf_counter()
-        entry = make_index(store, slug, goal, plan)
+        entry = make_index(store, slug, goal, plan, queries)
         build = time.perf_counter() - begun if entry.blocks else 0.0
     release_memory()
     times, ids = [], np.empty(0)

@@ -80,7 +80,7 @@ def make_index(
     begun = time.perf_counter()
     made = build_index(store, slug, plan, examples, report=report)
     took = time.perf_counter() - begun
-    if made.blocks:
+    if made.blocks and plan.recall < 1:
         size = sum((store.path / block.file.path).stat().st_size for block in made.blocks)
         search = made.settings["query_seconds"] * goal.queries
         memory = peak_memory()

@@ -187,11 +187,9 @@ class Blocks:
             if self.centroids is not None:
                 index.nprobe = effort
                 scores, ids = index.search_preassigned(queries, count, lists, coarse)
-            elif self._kind.name == "hnsw":
+            else:
                 params = self._faiss.SearchParametersHNSW(efSearch=max(effort, count))
                 scores, ids = index.search(queries, min(count, index.ntotal), params=params)
-            else:
-                scores, ids = index.search(queries, min(count, index.ntotal))
             yield scores, np.where(ids < 0, -1, ids + first)
 
 

@@ -15,13 +15,11 @@ from selection.index import load_faiss
 from selection.index.blocks import Blocks, add_blocks, kept_blocks
 from selection.index.kinds import Vectors, empty_index
 from selection.index.kmeans import spherical_kmeans
-from selection.index.plan import POINTS_PER_LIST, IndexPlan
-from selection.index.tune import draw_probes, tune
+from selection.index.plan import IndexPlan, training_points
+from selection.index.tune import draw_probes, effort_for, tune
 from selection.store import IndexEntry, Store
 
 log = logging.getLogger(__name__)
-
-CODES_FROM = 65_536
 
 
 def build_index(
@@ -55,21 +53,23 @@ def build_index(
             known.settings = {"recall": 1.0}
         else:
             _make(store, known, embeddings, plan, examples, seed)
-            told = known.settings
-            report(
-                f"        recall@{told['k']} {told['recall']:.3f} (standard error {told['recall_error']:.3f}) of exact "
-                f"search on queries held back; {_effort(known)}"
-            )
+            if plan.recall < 1:
+                report(_told(known))
     store.manifest.indexes[name] = known
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
     return known
 
 
-def _effort(entry: IndexEntry) -> str:
-    effort = entry.settings["effort"].get(str(entry.settings["k"]), 0)
-    what = f"{effort} of {entry.settings['lists']} lists" if "lists" in entry.settings else f"effort {effort}"
-    return f"{what}, {entry.settings['rerank']} times k scored again"
+def _told(entry: IndexEntry) -> str:
+    """What a measured index is worth, for a person."""
+    found = entry.settings
+    effort = effort_for(found, found["k"])
+    how = f"{effort} of {found['lists']} lists" if "lists" in found else f"effort {effort}"
+    return (
+        f"        recall@{found['k']} {found['recall']:.3f} (standard error {found['recall_error']:.3f}) of exact search "
+        f"on queries held back; {how}, {found['rerank']} times k scored again"
+    )
 
 
 def current_index(store: Store, slug: str, kind: str) -> IndexEntry | None:
@@ -92,6 +92,9 @@ def _make(
         bar.update(sum(block.file.rows for block in entry.blocks))
         add_blocks(store, entry, embeddings, lambda: _trained(embeddings, plan, seed), plan.block_bytes, bar.update)
         release_memory()
+        if plan.kind.name == "flat":
+            entry.settings = {"recall": 1.0}
+            return
         bar.set_description("measuring recall")
         probes = draw_probes(embeddings, examples, seed, bar.update)
         blocks = Blocks(store, entry, embeddings)
@@ -101,7 +104,7 @@ def _make(
 def _trained(embeddings: Embeddings, plan: IndexPlan, seed: int) -> Any:
     """An empty FAISS index, its lists and codes trained on a sample."""
     rng = np.random.default_rng(seed)
-    wanted = min(len(embeddings), max(plan.lists * POINTS_PER_LIST, min(CODES_FROM, len(embeddings))))
+    wanted = training_points(len(embeddings), plan.lists)
     sample = embeddings.take(np.sort(rng.choice(len(embeddings), wanted, replace=False)))
     rng.shuffle(sample)
     centroids = spherical_kmeans(sample, plan.lists, seed) if plan.kind.lists else None

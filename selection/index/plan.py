@@ -28,6 +28,7 @@ AFFORDABLE = 60.0
 QUERIES = 10_000
 SHARD_ROWS = 8192
 POINTS_PER_LIST = 32
+CODE_POINTS = 16_384
 LEAST_BLOCK = 16 << 20
 AUTO = ("ivf", "ivf-sq8", "hnsw")
 
@@ -93,6 +94,11 @@ class IndexPlan:
         return f"{self.kind.name}{lists} ({self.why}): {recall}, {human_bytes(self.bytes)}, {took}{memory}"
 
 
+def training_points(rows: int, lists: int) -> int:
+    """How many passages lists and codes are trained on."""
+    return min(rows, max(lists * POINTS_PER_LIST, CODE_POINTS))
+
+
 def memory_of_machine() -> int:
     """Bytes of physical memory; 8 GB where the system does not say."""
     try:
@@ -148,7 +154,8 @@ class _Planner:
         lists, visited = self._lists(kind, queries) if kind.lists else (0, 0.0)
         size += lists * self.dim * 4 + kind.training_bytes(self.dim)
         memory, block = self._memory(kind, lists, size)
-        build = size * trial.write_seconds(self.folder) + self._tuning(pair, again)
+        exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
+        build = size * trial.write_seconds(self.folder)
         if kind.lists:
             made, search = self._list_seconds(kind, lists, visited, queries)
             build += made
@@ -157,7 +164,13 @@ class _Planner:
             one = trial.graph_seconds(kind, self.dim, max(self.rows // graphs, 2))
             build, search = build + self.rows * one, queries * graphs * one
         else:
-            search = queries * self.rows * pair
+            search = queries * exactly
+        if kind.name != "flat":
+            probes = min(PROBES, self.rows)
+            searches = 1 + len(kind.rerank) / 2
+            build += probes * (
+                exactly + searches / 2 * search / queries + max(DEPTHS) * lists * trial.centroid_seconds(self.dim)
+            )
         return IndexPlan(
             kind,
             lists,
@@ -174,19 +187,17 @@ class _Planner:
     def _recall(self, kind: Kind) -> float:
         return 1.0 if kind.name == "flat" else self.wanted.min_recall
 
-    def _tuning(self, pair: float, again: float) -> float:
-        """The exact neighbours of the probes."""
-        depth = max(DEPTHS)
-        return min(PROBES, self.rows) * (self.rows * pair + trial.candidates(self.rows, depth) * again)
-
     def _list_seconds(self, kind: Kind, lists: int, visited: float, queries: int) -> tuple[float, float]:
         """(to make, to search)."""
         centroid = trial.centroid_seconds(self.dim)
         training, adding, looking = trial.scan_seconds(kind, self.dim)
-        points = min(self.rows, lists * POINTS_PER_LIST)
-        made = (points * (ITERATIONS + 1) + self.rows) * lists * centroid + training + self.rows * adding
+        _, again = trial.pair_seconds(self.dim)
+        points = training_points(self.rows, lists)
+        clustering = points * ITERATIONS * (lists * centroid + trial.point_seconds(self.dim))
+        made = clustering + self.rows * (lists * centroid + adding) + training
         passages = min(visited * self.rows / lists, self.rows)
-        return made, queries * (lists * centroid + passages * looking)
+        rescored = AT * kind.rerank[len(kind.rerank) // 2] * again
+        return made, queries * (lists * 4 * centroid + passages * looking + rescored)
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float]:
         """(lists, how many of them are visited): those of least time in all."""
@@ -204,7 +215,7 @@ class _Planner:
         now = peak_memory() or 0
         shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
         search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
-        points = min(self.rows, lists * POINTS_PER_LIST) * self.dim * 4 * 2
+        points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0
         least = now + shard + max(search, points + (LEAST_BLOCK if size else 0))
         limit = self.limit
         if least > limit:

@@ -13,12 +13,14 @@ from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
 from selection.index.exact import stream_search
 from selection.index.ranking import NEIGHBOURS, neighbour_table
-from selection.index.tune import effort_for
+from selection.index.tune import effort_for, recall_of
 from selection.store import IndexEntry, Store
 
 __all__ = ["NEIGHBOURS", "Searcher", "find_index", "search"]
 
 log = logging.getLogger(__name__)
+
+CHECKED_FROM, CHECKED = 512, 64
 
 
 def find_index(store: Store, slug: str, kind: str | None = None) -> IndexEntry:
@@ -55,7 +57,8 @@ class Searcher:
         self.entry = find_index(store, slug, kind)
         self.embeddings = Embeddings(store, slug)
         self._device = device
-        self._blocks = Blocks(store, self.entry, self.embeddings) if self.entry.blocks else None
+        exact = self.entry.kind in ("stream", "flat")  # a flat file is for others: the embeddings are half as large
+        self._blocks = None if exact else Blocks(store, self.entry, self.embeddings)
 
     def search(self, queries: npt.NDArray[np.float32], k: int, first_query: int = 0) -> pa.Table:
         """The `k` nearest passages of each query by inner product.
@@ -78,7 +81,24 @@ class Searcher:
         else:
             settings = self.entry.settings
             scores, ids = self._blocks.search(queries, k, effort_for(settings, k), settings["rerank"])
+            self._check(queries, ids, k)
         return neighbour_table(scores, ids, first_query)
+
+    def _check(self, queries: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], k: int) -> None:
+        """Holds the recall that was promised against exact search, for some queries of a large batch."""
+        if len(queries) < CHECKED_FROM:
+            return
+        some = np.random.default_rng(0).choice(len(queries), CHECKED, replace=False)
+        _, exact = stream_search(self.embeddings, queries[some], k, self._device)
+        recall, error = recall_of(ids[some], exact)
+        settings = self.entry.settings
+        log.info("recall@%d %.3f of exact search among %d queries", k, recall, CHECKED)
+        if recall + 2 * error < settings["target"]:
+            log.warning(
+                "%s finds %.1f%% of these queries' exact neighbours, %.0f%% were promised: `nearkin index --kind %s "
+                "--task` measures it among them, `--index stream` is exact",
+                self.entry.kind, 100 * recall, 100 * settings["target"], self.entry.kind,
+            )  # fmt: skip
 
 
 def search(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from selection.corpus import SHARD_ROWS
 from selection.embedding import Embeddings
 from selection.files import sha256_of_file
 from selection.index import load_faiss
@@ -26,7 +27,7 @@ from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.tune import AT, Probes, list_ranks, lists_for, without
 
 PASSAGES = 16_384
-QUERIES = 1024
+QUERIES = 2048
 LISTS = 64
 PILOT = 65_536
 PILOT_PROBES = 256
@@ -55,14 +56,17 @@ def _seconds(run: Callable[[], object], times: int = 2) -> float:
 @functools.cache
 def pair_seconds(dim: int) -> tuple[float, float]:
     """Exact search: seconds for a query and a passage, and for a candidate that has to be scored again."""
-    passages, queries = unit_vectors(PASSAGES, dim).astype(np.float16), unit_vectors(QUERIES, dim, 1)
-    blocks = [passages[i : i + PASSAGES // 2] for i in (0, PASSAGES // 2)]
-    few, many = 1, 100
-    bare = _seconds(lambda: exact_search(blocks, queries, few))
-    full = _seconds(lambda: exact_search(blocks, queries, many))
-    scored = QUERIES * candidates(PASSAGES, many)
-    again = max(full - bare, 0.0) / scored
-    return bare / (PASSAGES * QUERIES), again
+    passages, queries = unit_vectors(2 * PASSAGES, dim).astype(np.float16), unit_vectors(QUERIES, dim, 1)
+    blocks = [passages[i : i + SHARD_ROWS] for i in range(0, len(passages), SHARD_ROWS)]
+
+    def search(parts: int, k: int) -> float:
+        return _seconds(lambda: exact_search(blocks[:parts], queries, k), 3)
+
+    few, most = 1, len(blocks)
+    search(most, few)  # until the processor runs at its speed
+    start, bare, full = search(1, few), search(most, few), search(most, 2 * AT)
+    again = max(full - bare, 0.0) / (QUERIES * candidates(len(passages), 2 * AT))
+    return max(bare - start, 1e-9) / ((len(passages) - SHARD_ROWS) * QUERIES), again
 
 
 def candidates(passages: int, k: int) -> float:
@@ -75,6 +79,14 @@ def centroid_seconds(dim: int) -> float:
     """Seconds for a vector and a centroid."""
     vectors = unit_vectors(PASSAGES, dim)
     return _seconds(lambda: nearest_centroids(vectors, vectors[:2048])) / (PASSAGES * 2048)
+
+
+@functools.cache
+def point_seconds(dim: int) -> float:
+    """Seconds for a point in a round of k-means, its products with centroids left out."""
+    points = unit_vectors(PASSAGES, dim)
+    few = _seconds(lambda: spherical_kmeans(points, LISTS, iterations=2)) / (2 * PASSAGES)
+    return max(few - LISTS * centroid_seconds(dim), 0.0)
 
 
 @functools.cache

@@ -1,0 +1,257 @@
+"""The cascade: the recall promised, the full encoder's own scores, and what is kept between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+import selection.cascade as module
+import selection.cascade_model as model
+from selection.cascade import CascadeReport, Kept, cascade, cascade_neighbours
+from selection.cascade_model import CascadeSearch
+from selection.choosing import stored_encoder
+from selection.embedding import Embeddings
+from selection.encoders import Encoder, load_encoder
+from selection.errors import NearkinError
+from selection.index.exact import exact_search
+from selection.index.ranking import Ids, Scores
+from selection.store import Store
+from selection.task import read_task
+
+TEXTS = pa.array(["numpy arrays and their shapes", "a graph and its shortest paths", "fits a linear model"])
+Halves = npt.NDArray[np.float16]
+
+
+class Vectors:
+    """Full vectors that count how many were asked for."""
+
+    def __init__(self, vectors: Halves) -> None:
+        self.vectors, self.encoded = vectors, 0
+        self._there = np.zeros(len(vectors), dtype=np.bool_)
+
+    def take(self, ids: Ids) -> Halves:
+        assert (np.diff(ids) > 0).all()
+        self.encoded += int((~self._there[ids]).sum())
+        self._there[ids] = True
+        return self.vectors[ids]
+
+
+class Corpus:
+    """Clustered unit vectors, cheap ones that are those with noise, and queries of some of the clusters."""
+
+    def __init__(self, passages: int, queries: int, noise: float, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(60, 32))
+        exact = _unit(centres[rng.integers(0, 60, passages)] + rng.normal(size=(passages, 32)))
+        self.full = exact.astype(np.float16)
+        self.cheap = _unit(exact + noise * rng.normal(size=exact.shape) / 32**0.5).astype(np.float16)
+        self.queries = _unit(centres[rng.integers(0, 6, queries)] + rng.normal(size=(queries, 32))).astype(np.float32)
+
+    def blocks(self) -> Iterable[Halves]:
+        return [self.cheap[start : start + 3000] for start in range(0, len(self.cheap), 3000)]
+
+    def search(self, k: int, **more: Any) -> tuple[Scores, Ids, CascadeReport]:
+        return cascade(self.blocks, self.queries, self.queries, Vectors(self.full), k, **more)
+
+    def recall(self, ids: Ids) -> float:
+        exact = exact_search([self.full], self.queries, ids.shape[1])[1]
+        return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(exact, ids, strict=True)])) / ids.shape[1]
+
+
+def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("promised", [0.8, 0.95])
+def test_the_recall_promised_is_kept_and_foretold(promised: float) -> None:
+    recalls, shares = [], []
+    for seed in range(2):
+        corpus = Corpus(10_000, 30, noise=0.4, seed=seed)
+        _, ids, told = corpus.search(10, min_recall=promised, seed=seed)
+        recalls.append(corpus.recall(ids))
+        shares.append(told.encoded / 10_000)
+        assert told.audit is not None
+        assert told.predicted >= promised
+        assert told.audit.recall + 3 * told.audit.error >= promised
+        assert told.plan.encode == pytest.approx(told.encoded, rel=0.6)
+    assert np.mean(recalls) >= promised - 0.02
+    assert max(shares) < 0.4
+    assert promised == 0.95 or np.mean(recalls) < 0.97  # it stops when it has enough
+
+
+def test_an_audit_sees_what_the_model_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "PRUDENCE", 0.25)  # a model that thinks a quarter of what is missing is
+    corpus = Corpus(10_000, 30, noise=0.4)
+    wrong, errors = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        search = CascadeSearch(corpus.blocks, corpus.queries, corpus.queries, Vectors(corpus.full), 10, rng)
+        search.calibrate(search.draw(300))
+        search.encode(search.needed(0.95)[0])
+        encoded = np.flatnonzero(~search.left)
+        truth = corpus.recall(encoded[exact_search([corpus.full[encoded]], corpus.queries, 10)[1]])
+        wrong.append(search.needed(0.0)[1] - truth)
+        errors.append(search.audit(400).recall - truth)
+    assert np.mean(wrong) > 0.06
+    assert abs(np.mean(errors)) < 0.03
+
+
+def test_scores_are_those_of_full_encoding() -> None:
+    corpus = Corpus(6_000, 40, noise=0.2)
+    scores, ids, _ = corpus.search(5)
+    exact, same = exact_search([corpus.full], corpus.queries, 6_000)
+    for query in range(40):
+        np.testing.assert_array_equal(scores[query], exact[query][np.isin(same[query], ids[query])])
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_equal_seeds_give_equal_neighbours() -> None:
+    corpus = Corpus(6_000, 40, noise=0.2)
+    first, second, other = (corpus.search(5, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first[1], second[1])
+    assert first[2].encoded == second[2].encoded != other[2].encoded
+
+
+def test_equal_scores_stand_in_doc_id_order() -> None:
+    corpus = Corpus(3_000, 10, noise=0.0)
+    corpus.full[1500:], corpus.cheap[1500:] = corpus.full[:1500], corpus.cheap[:1500]
+    _, ids, _ = corpus.search(4)
+    np.testing.assert_array_equal(ids, exact_search([corpus.full], corpus.queries, 4)[1])
+
+
+def test_all_is_encoded_where_too_little_is_saved() -> None:
+    corpus = Corpus(3_000, 40, noise=50.0)
+    lines: list[str] = []
+    scores, ids, told = corpus.search(5, report=lines.append)
+    exact = exact_search([corpus.full], corpus.queries, 5)
+    np.testing.assert_array_equal(scores, exact[0])
+    np.testing.assert_array_equal(ids, exact[1])
+    assert told.plan.everything
+    assert told.encoded == 3_000
+    assert told.plan.gain < 1.5
+    assert "under 1.5, so everything is encoded" in lines[0]
+
+
+@pytest.mark.parametrize(("passages", "k", "min_recall"), [(40, 3, 0.95), (40, 50, 0.95), (3000, 3, 1.0)])
+def test_small_corpora_and_whole_recall_encode_all(passages: int, k: int, min_recall: float) -> None:
+    corpus = Corpus(passages, 5, noise=0.2)
+    scores, ids, told = corpus.search(k, min_recall=min_recall)
+    exact = exact_search([corpus.full], corpus.queries, k)
+    np.testing.assert_array_equal(scores, exact[0])
+    np.testing.assert_array_equal(ids, exact[1])
+    assert told.encoded == passages
+
+
+def test_cheap_vectors_of_another_length() -> None:
+    corpus = Corpus(6_000, 40, noise=0.1)
+    wide = np.pad(corpus.cheap, ((0, 0), (0, 8)))
+    queries = np.pad(corpus.queries, ((0, 0), (0, 8)))
+    _, ids, told = cascade(lambda: [wide], corpus.queries, queries, Vectors(corpus.full), 5)
+    assert corpus.recall(ids) >= 0.93
+    assert not told.plan.everything
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 5, "min_recall": 0.0}, {"k": 5, "min_recall": 1.1}])
+def test_what_cannot_be_had_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(NearkinError):
+        Corpus(100, 5, noise=0.1).search(**arguments)
+
+
+class Stops:
+    """An encoder that is killed after some calls, and counts the texts that it was given."""
+
+    def __init__(self, encoder: Encoder, calls: int = 10**9) -> None:
+        self._encoder, self._calls, self.texts = encoder, calls, 0
+        self.slug, self.fingerprint, self.dim = encoder.slug, encoder.fingerprint, encoder.dim
+
+    def encode(self, texts: pa.Array) -> npt.NDArray[np.float32]:
+        if self._calls == 0:
+            raise KeyboardInterrupt
+        self._calls -= 1
+        self.texts += len(texts)
+        return self._encoder.encode(texts)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 64)
+    monkeypatch.setattr(module, "FEWEST", 64)
+
+
+def _neighbours(store: Path, encoder: Any, texts: Any = TEXTS) -> tuple[Scores, Ids, CascadeReport]:
+    opened = Store(store)
+    (slug,) = opened.manifest.encoders
+    return cascade_neighbours(opened, slug, encoder, stored_encoder(opened, slug), texts, 3, seed=3)
+
+
+def _cut(encoder: Path, tokens: int = 32) -> Encoder:
+    return load_encoder(str(encoder), device="cpu", max_tokens=tokens)
+
+
+def test_passages_of_a_store(store: Path, task_folder: Path, tiny_encoder: Path, small_parts: None) -> None:
+    full = _cut(tiny_encoder)
+    texts = read_task(task_folder).train_texts
+    scores, ids, told = _neighbours(store, full, texts)
+    everything = full.encode(Store(store).corpus.take(np.arange(len(Store(store).corpus)))["text"])
+    exact, best = exact_search([everything.astype(np.float16)], full.encode(texts), 3)
+    found = np.mean([len(np.intersect1d(a, b)) / 3 for a, b in zip(ids, best, strict=True)])
+    assert found >= (1 if told.plan.everything else 0.85)
+    same = ids == best
+    np.testing.assert_allclose(scores[same], exact[same], atol=2e-3)  # batches of other sizes round differently
+
+
+def test_a_killed_run_goes_on(store: Path, tiny_encoder: Path, small_parts: None) -> None:
+    full = _cut(tiny_encoder)
+    with pytest.raises(KeyboardInterrupt):
+        _neighbours(store, Stops(full, 4))
+    parts = sorted((store / "cascade" / full.slug).glob("part-*.arrow"))
+    assert len(parts) == 3
+    kept = sum(pa.ipc.open_file(str(part)).get_batch(0).num_rows for part in parts)
+    again, second = Stops(full), Stops(full)
+    scores, ids, told = _neighbours(store, again)
+    assert told.reused == kept
+    assert again.texts == told.encoded - told.reused + len(TEXTS)
+    repeated = _neighbours(store, second)
+    assert second.texts == len(TEXTS)
+    np.testing.assert_array_equal(repeated[0], scores)
+    np.testing.assert_array_equal(repeated[1], ids)
+    for part in (store / "cascade").rglob("part-*.arrow"):
+        part.unlink()
+    undisturbed = _neighbours(store, Stops(full))
+    np.testing.assert_array_equal(undisturbed[0], scores)
+    np.testing.assert_array_equal(undisturbed[1], ids)
+    assert undisturbed[2].encoded == told.encoded
+
+
+def test_vectors_of_other_texts_or_another_encoder_are_removed(store: Path, tiny_encoder: Path) -> None:
+    ids = np.arange(0, 200, 2)
+    full = Stops(_cut(tiny_encoder))
+    kept = Kept(Store(store), full)  # type: ignore[arg-type]
+    vectors = kept.take(ids)
+    np.testing.assert_array_equal(Kept(Store(store), full).take(ids[3:9]), vectors[3:9])  # type: ignore[arg-type]
+    assert full.texts == len(ids)
+    (part,) = kept.folder.glob("part-*.arrow")
+    whole = part.read_bytes()
+    other = Stops(_cut(tiny_encoder))
+    other.fingerprint = "another"
+    Kept(Store(store), other)  # type: ignore[arg-type]
+    assert not part.exists()
+    part.write_bytes(whole[:-100])
+    again = Kept(Store(store), full)  # type: ignore[arg-type]
+    assert not part.exists()
+    np.testing.assert_array_equal(again.take(ids), vectors)
+    assert full.texts == 2 * len(ids)
+
+
+def test_a_locked_store_is_refused(store: Path, tiny_encoder: Path) -> None:
+    opened = Store(store)
+    (slug,) = opened.manifest.encoders
+    assert len(Embeddings(opened, slug))
+    with opened.lock(), pytest.raises(NearkinError, match="another process"):
+        _neighbours(store, _cut(tiny_encoder))
