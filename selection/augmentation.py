@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from selection.encoders import STATIC
 from selection.errors import InputError, NearkinError
 from selection.files import atomic_folder, write_json
 from selection.guard import Duplicates, Guard, normalise
-from selection.querying import open_encoder
 from selection.selectors import CANDIDATES, Pool, Selector, find_selector
 from selection.store import Store
 from selection.task import read_task
@@ -110,6 +110,8 @@ def select(
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
+    min_recall: float = 0.95,
+    report: Callable[[str], None] = log.info,
 ) -> AugmentationSet:
     """Selects passages for a task and writes OUT/augmentation.parquet and OUT/manifest.json.
 
@@ -118,10 +120,12 @@ def select(
         method: a selector's name.
         budget: how much; 50 neighbours a task example where None.
         exclude: files of texts that must not be selected.
-        encoder: which of the store's encoders, where it has several.
-        index: ``flat`` or ``ivf``, where the store has both.
+        encoder: which of the store's encoders, where it has several; or ``cascade[:MODEL]``.
+        index: which of its kinds of index; None takes the one made last.
         seed: for methods that draw.
         overwrite: replace an existing OUT.
+        min_recall: the share of the full encoder's neighbours that a cascade promises.
+        report: told what a cascade plans and finds.
 
     Raises:
         NearkinError: anything the user can put right, before OUT is touched.
@@ -129,15 +133,15 @@ def select(
     start = time.perf_counter()
     budget = budget or Budget(k=50)
     selector, opened, examples = find_selector(method), Store(store), read_task(task)
-    slug = open_encoder(opened, encoder)
     if examples.path.is_file():
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
     for path in examples.unread:
         log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)
-    pool = Pool(opened, examples, slug, seed, device, index)
+    settings: dict[str, Any] = {"device": device, "index": index, "min_recall": min_recall, "report": report}
+    pool = Pool.of(opened, examples, encoder, seed=seed, **settings)
     opened.check_corpora()
     guard = Guard.of(examples, [Path(p) for p in exclude])
-    tokenizer = opened.manifest.encoders[slug].model
+    tokenizer = opened.manifest.encoders[pool.slug].model.removeprefix(STATIC)
     with atomic_folder(Path(out), overwrite) as folder:
         table, tokens, removed = assemble(selector, pool, guard, budget, tokenizer)
         result = AugmentationSet(table, tokens, removed, time.perf_counter() - start)
@@ -241,7 +245,7 @@ def _manifest(
         "store": str(pool.store.path),
         "task": str(pool.task.path),
         "method": method,
-        "parameters": {**asdict(budget), "encoder": pool.slug, "exclude": [str(p) for p in exclude]},
+        "parameters": {**asdict(budget), "encoder": pool.name, "exclude": [str(p) for p in exclude]},
         "seed": pool.seed,
         "passages": result.table.num_rows,
         "tokens": result.tokens,

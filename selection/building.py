@@ -13,6 +13,7 @@ from typing import Any
 
 from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
+from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import human_bytes, human_seconds, peak_memory, release_memory, require_space
 from selection.index import load_faiss
@@ -125,7 +126,9 @@ def build(
     Args:
         store: the folder; made where it does not exist.
         corpora: added, or replaced where the name is known; none continues or repairs what the store has.
-        encoder: default all-MiniLM-L6-v2; where neither it nor precision nor max_tokens is given, the store's own.
+        encoder: a model, ``static:MODEL``, or ``cascade:MODEL``, which embeds by the static one, so that `query` and
+            `select` can find the neighbours of the model itself; default all-MiniLM-L6-v2; where neither it nor
+            precision nor max_tokens is given, the store's own.
         precision: ``exact``, ``bf16``, ``int8`` or ``auto``; default exact.
         max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
         index: what the index shall be, or its kind alone, one of `selection.index.kinds.KINDS`.
@@ -142,6 +145,11 @@ def build(
         raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
     check_devices(device)
     load_faiss()
+    model, full = cascade_model(encoder), precision or "exact"
+    if model is not None:
+        if full not in ("exact", "bf16"):
+            raise NearkinError(f"a cascade ends in --precision exact or bf16, not in {full}")
+        encoder, precision = STATIC + model, None
     goal = index if isinstance(index, IndexWanted) else IndexWanted(index, min_recall)
     if len({c.name for c in corpora}) < len(corpora):
         raise InputError("two corpora have the same name: give each --corpus a name of its own")
@@ -162,7 +170,9 @@ def build(
             choice = choose_encoder(opened, wanted, report)
             release_memory()  # what ingestion and the encoders that were not chosen have left
             seconds["encoder"] = time.perf_counter() - start
-            model = choice.encoder
+            chosen = choice.encoder
+            if model is not None:
+                opened.manifest.encoders[chosen.slug].settings["cascade"] = full
             plan = plan_build(opened, choice, goal)
             for line in plan.lines():
                 report(line)
@@ -171,8 +181,8 @@ def build(
                 return BuildResult(plan, False, seconds)
             require_space(opened.path, plan.disk_bytes)
             for stage, work in (
-                ("embed", lambda: embed(opened, model, work_of(device))),
-                ("index", lambda: make_index(opened, model.slug, goal, plan.index, report=report)),
+                ("embed", lambda: embed(opened, chosen, work_of(device))),
+                ("index", lambda: make_index(opened, chosen.slug, goal, plan.index, report=report)),
             ):
                 start = time.perf_counter()
                 work()

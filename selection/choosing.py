@@ -121,6 +121,17 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
     return load_encoder(entry.model, entry.precision, first_device(device), entry.max_tokens, engine, folder)
 
 
+def full_encoder(store: Store, slug: str, device: str | None = None, report: Report = log.info) -> Encoder:
+    """The encoder that a cascade over static embeddings `slug` ends in: that model, in the precision the build said.
+
+    Raises:
+        ModelError: see `load_encoder`.
+    """
+    entry = store.manifest.encoders[slug]
+    spec = EncoderSpec(_spec_of(entry).teacher, entry.settings.get("cascade", "exact"))
+    return _Chooser(store, Wanted(device=device), report)._fastest(spec).encoder
+
+
 def check_devices(device: str | None) -> None:
     """Raises NearkinError where a device is named that this machine does not have."""
     import torch

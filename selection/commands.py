@@ -8,7 +8,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from selection.encoders import PRECISIONS, STATIC
+from selection.encoders import PRECISIONS, STATIC, cascade_model
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 from selection.selectors import METHODS
@@ -59,6 +59,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         nearkin build store --corpus wiki=hf://owner/dataset:train --chunk 128
         nearkin build store --corpus papers=papers.parquet --precision auto --max-seconds 3600
         nearkin build store --corpus papers=papers.parquet --encoder static:all-MiniLM-L6-v2
+        nearkin build store --corpus papers=papers.parquet --encoder cascade:all-MiniLM-L6-v2 --precision bf16
         nearkin build store                    # goes on with what an earlier build left undone
         """,
     )
@@ -79,7 +80,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--encoder",
         metavar="E",
-        help="a sentence-transformers model, or static:MODEL, a hundred times faster and less exact "
+        help="a sentence-transformers model; static:MODEL, a hundred times faster and less exact; or cascade:MODEL, "
+        "which embeds by the static one and lets query and select find the model's own neighbours from there "
         f"(default: the store's, else {DEFAULT_ENCODER})",
     )
     parser.add_argument(
@@ -169,6 +171,7 @@ def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser
         """
         nearkin query store tasks/chemprot -k 5 --limit 3
         nearkin query store tasks/chemprot -k 50 --json > neighbours.jsonl
+        nearkin query store tasks/chemprot -k 5 --encoder cascade --min-recall 0.9
         """,
     )
     _task_arguments(parser)
@@ -180,11 +183,18 @@ def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser
 def _task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("task", metavar="TASK", help="a folder of train, dev, test .jsonl, or one .jsonl; field text")
-    parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
     parser.add_argument(
-        "--index",
-        choices=KINDS[1:],
-        help="which of its indexes (default: the one made last); stream is exact and always there",
+        "--encoder", metavar="E", help="which of the store's encoders, where it has several; or cascade[:MODEL]"
+    )
+    parser.add_argument(
+        "--min-recall",
+        metavar="R",
+        type=share,
+        default=0.95,
+        help="the share of the full encoder's neighbours that a cascade must find (default: 0.95)",
+    )
+    parser.add_argument(
+        "--index", choices=KINDS[1:], help="which of its indexes (default: the one made last); stream is always there"
     )
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
 
@@ -255,7 +265,7 @@ def run_build(args: argparse.Namespace) -> int:
     from selection.ingest import CorpusSpec, parse_corpus
 
     named = [parse_corpus(argument) for argument in args.corpus]
-    model = args.encoder.removeprefix(STATIC) if args.chunk and args.encoder else None
+    model = (cascade_model(args.encoder) or args.encoder.removeprefix(STATIC)) if args.chunk and args.encoder else None
     corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk, model) for n, path in named]
     result = build(
         args.store,
@@ -302,11 +312,23 @@ def run_index(args: argparse.Namespace) -> int:
     return 0
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def run_query(args: argparse.Namespace) -> int:
     from selection.querying import query
 
     answer = query(
-        args.store, args.task, args.k, encoder=args.encoder, index=args.index, device=args.device, limit=args.limit
+        args.store,
+        args.task,
+        args.k,
+        encoder=args.encoder,
+        index=args.index,
+        device=args.device,
+        limit=args.limit,
+        min_recall=args.min_recall,
+        report=_to_stderr,
     )
     (print_json if args.json else print_answer)(answer)
     searched = f"{len(answer.task.train_texts):,} examples over {len(answer.corpus):,} passages"
@@ -368,6 +390,8 @@ def run_select(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=args.device,
         overwrite=args.overwrite,
+        min_recall=args.min_recall,
+        report=_to_stderr,
     )
     leaks = ", ".join(f"{count:,} {reason}" for reason, count in result.removed.leaks.items())
     print(f"{args.out}: {result.table.num_rows:,} passages, {result.tokens:,} tokens, {human_seconds(result.seconds)}")

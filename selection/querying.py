@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,10 @@ import pyarrow as pa
 from selection.corpus import Corpus
 from selection.encoders import slug_of
 from selection.errors import NearkinError, StoreError
-from selection.index.search import Searcher
 from selection.store import Store
 from selection.task import Task, read_task
+
+log = logging.getLogger(__name__)
 
 FETCH_ROWS = 200_000
 
@@ -89,28 +92,35 @@ def query(
     index: str | None = None,
     device: str | None = None,
     limit: int | None = None,
+    min_recall: float = 0.95,
+    report: Callable[[str], None] = log.info,
 ) -> Answer:
     """Finds the `k` nearest passages of each of a task's training texts, all in one batch.
 
     Args:
+        encoder: one of the store's, or ``cascade[:MODEL]``; None where it has only one.
+        index: one of its kinds of index; None takes the one made last.
         limit: only the first so many examples.
+        min_recall: the share of the full encoder's neighbours that a cascade promises.
+        report: told what a cascade plans and finds.
 
     Raises:
         NearkinError: no store, no task, a store of another encoder, a damaged file.
     """
-    from selection.selectors import encode_task
+    from selection.selectors import Pool
 
     if k < 1:
         raise NearkinError("-k must be at least 1")
     opened, examples = Store(store), read_task(task)
     if limit is not None:
         examples = Task(examples.path, {**examples.splits, "train": examples.splits["train"].slice(0, limit)})
-    slug = open_encoder(opened, encoder)
+    settings: dict[str, Any] = {"device": device, "index": index, "min_recall": min_recall, "report": report}
+    pool = Pool.of(opened, examples, encoder, **settings)
     opened.check_corpora()
-    start = time.perf_counter()
-    queries = encode_task(opened, slug, examples, device)
-    encoded = time.perf_counter()
-    neighbours = Searcher(opened, slug, index, device).search(queries, k)
+    start = encoded = time.perf_counter()
+    if not pool.cascade and len(pool.queries):  # a cascade encodes them itself, by two encoders
+        encoded = time.perf_counter()
+    neighbours = pa.concat_tables(pool.neighbours(k))
     searched = time.perf_counter()
     opened.save_checked()
     return Answer(examples, opened.corpus, neighbours, encoded - start, searched - encoded)

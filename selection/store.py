@@ -7,6 +7,7 @@
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
+    STORE/cascade/<encoder>/part-00000.arrow  only where a cascade had passages encoded in full; may be deleted
     STORE/index/<encoder>-<kind>/faiss.index + manifest.json
                                              faiss-00001.index and so on where the corpus takes more than one block
 
@@ -77,8 +78,8 @@ class EncoderEntry:
     Attributes:
         shards: a shard's text fingerprint -> its embedding file.
         files: what was fitted to the corpus, where the encoder is of that kind.
-        settings: ``engine``; ``index``, the kind that is searched; for a fitted encoder how it was made and what it was
-            found to be worth (``recall``).
+        settings: ``engine``; ``index``, the kind that is searched; ``cascade``, the precision that one over it ends in;
+            for a fitted encoder how it was made and what it was found to be worth (``recall``).
     """
 
     model: str

@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from selection.encoders.engine import Tick, no_tick
 from selection.errors import ModelError
+from selection.models import DEFAULT_ENCODER
 
 PRECISIONS = ("exact", "bf16", "int8")
 STATIC = "static:"
+CASCADE = "cascade"
 
 
 class Encoder(Protocol):
@@ -98,6 +100,13 @@ def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None)
     name = f"static-{name}" if model.startswith(STATIC) else name
     name = name if precision == "exact" else f"{name}-{precision}"
     return name if max_tokens is None else f"{name}-{max_tokens}"
+
+
+def cascade_model(name: str | None) -> str | None:
+    """MODEL of ``cascade:MODEL``, the default one of ``cascade`` alone; None for the name of an encoder."""
+    if name is None or name.partition(":")[0] != CASCADE:
+        return None
+    return name.partition(":")[2] or DEFAULT_ENCODER
 
 
 def full_name(model: str) -> str:

@@ -67,8 +67,8 @@ def _told(entry: IndexEntry) -> str:
     effort = effort_for(found, found["k"])
     how = f"{effort} of {found['lists']} lists" if "lists" in found else f"effort {effort}"
     return (
-        f"        recall@{found['k']} {found['recall']:.3f} (standard error {found['recall_error']:.3f}) of exact search "
-        f"on queries held back; {how}, {found['rerank']} times k scored again"
+        f"        recall@{found['k']} {found['recall']:.3f} (standard error {found['recall_error']:.3f}) on queries "
+        f"held back; {how}, {found['rerank']} times k scored again"
     )
 
 

@@ -6,20 +6,27 @@ for some number of candidates, best first, and asked again for more where too fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selection.choosing import stored_encoder
+from selection.cascade import cascade_neighbours
+from selection.choosing import full_encoder, stored_encoder
 from selection.corpus import Corpus
+from selection.encoders import CASCADE, STATIC, cascade_model, slug_of
 from selection.errors import NearkinError, StoreError
+from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
+from selection.querying import open_encoder
 from selection.store import Store
 from selection.task import Task
+
+log = logging.getLogger(__name__)
 
 BLOCK_PAIRS = 8_000_000
 METHODS = ("knn", "random")
@@ -43,6 +50,10 @@ class Pool:
         slug: the encoder whose embeddings are searched.
         seed: for methods that draw.
         device: where task texts are encoded.
+        index: the kind of index; None is the store's own.
+        cascade: whether `slug`, a static encoder, only says which passages the full one has to see.
+        min_recall: what the cascade promises.
+        report: told what the cascade plans and finds.
     """
 
     store: Store
@@ -51,7 +62,34 @@ class Pool:
     seed: int = 0
     device: str | None = None
     index: str | None = None
+    cascade: bool = False
+    min_recall: float = 0.95
+    report: Callable[[str], None] = log.info
     _queries: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, store: Store, task: Task, encoder: str | None, **settings: Any) -> Pool:
+        """With the encoder that `encoder` names: one of the store's, or ``cascade[:MODEL]``.
+
+        Raises:
+            StoreError: the store has no such embeddings.
+        """
+        model = cascade_model(encoder)
+        if model is None:
+            return cls(store, task, open_encoder(store, encoder), **settings)
+        slug = slug_of(STATIC + model)
+        if slug not in store.manifest.encoders:
+            raise StoreError(
+                f"{store.path} has no static embeddings for a cascade: "
+                f"run `nearkin build {store.path} --encoder {encoder}` first"
+            )
+        return cls(store, task, slug, cascade=True, **settings)
+
+    @property
+    def name(self) -> str:
+        """The encoder, as ``--encoder`` names it."""
+        model = self.store.manifest.encoders[self.slug].model
+        return f"{CASCADE}:{model.removeprefix(STATIC)}" if self.cascade else self.slug
 
     @property
     def corpus(self) -> Corpus:
@@ -67,8 +105,15 @@ class Pool:
     def neighbours(self, k: int) -> Iterator[pa.Table]:
         """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`.
 
-        In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that.
+        In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that; by a cascade in one.
         """
+        if self.cascade:
+            full = full_encoder(self.store, self.slug, self.device, self.report)
+            cheap = stored_encoder(self.store, self.slug, self.device)
+            texts, settings = self.task.train_texts, (self.min_recall, self.report, self.seed)
+            scores, ids, _ = cascade_neighbours(self.store, self.slug, full, cheap, texts, k, *settings)
+            yield neighbour_table(scores, ids)
+            return
         searcher = Searcher(self.store, self.slug, self.index, self.device)
         queries = max(1, BLOCK_PAIRS // k)
         for start in range(0, len(self.queries), queries):

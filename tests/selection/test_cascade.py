@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from selection.encoders import Encoder, load_encoder
 from selection.errors import NearkinError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
+from selection.querying import query
 from selection.store import Store
 from selection.task import read_task
+from tests.conftest import Cli
 
 TEXTS = pa.array(["numpy arrays and their shapes", "a graph and its shortest paths", "fits a linear model"])
 Halves = npt.NDArray[np.float16]
@@ -106,8 +109,8 @@ def test_scores_are_those_of_full_encoding() -> None:
     corpus = Corpus(6_000, 40, noise=0.2)
     scores, ids, _ = corpus.search(5)
     exact, same = exact_search([corpus.full], corpus.queries, 6_000)
-    for query in range(40):
-        np.testing.assert_array_equal(scores[query], exact[query][np.isin(same[query], ids[query])])
+    for number in range(40):
+        np.testing.assert_array_equal(scores[number], exact[number][np.isin(same[number], ids[number])])
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
@@ -255,3 +258,29 @@ def test_a_locked_store_is_refused(store: Path, tiny_encoder: Path) -> None:
     assert len(Embeddings(opened, slug))
     with opened.lock(), pytest.raises(NearkinError, match="another process"):
         _neighbours(store, _cut(tiny_encoder))
+
+
+def test_query_and_select_take_a_cascade(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    store, name = tmp_path / "store", f"cascade:{tiny_encoder}"
+    code, _, errors = cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", name)
+    assert code == 0, errors
+    code, printed, errors = cli("query", store, task_folder, "-k", 3, "--encoder", name, "--json", "--min-recall", 1)
+    assert code == 0, errors
+    assert "everything is encoded" in errors
+    found = [[n["doc_id"] for n in json.loads(line)["neighbours"]] for line in printed.splitlines()]
+    cli("build", tmp_path / "full", "--corpus", f"docs={corpus_file}", "--encoder", tiny_encoder)
+    exact = query(tmp_path / "full", task_folder, 3).neighbours["doc_id"].to_numpy().reshape(-1, 3)
+    assert np.mean([len(set(a) & set(b)) / 3 for a, b in zip(found, exact, strict=True)]) > 0.99  # but for rounding
+    code, _, errors = cli("select", store, task_folder, "-k", 3, "--encoder", name, "--out", tmp_path / "set")
+    assert code == 0, errors
+    told = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert told["parameters"]["encoder"] == name
+    assert cli("verify", store)[0] == 0
+    code, _, errors = cli("query", tmp_path / "full", task_folder, "--encoder", "cascade")
+    assert code == 1
+    assert "has no static embeddings for a cascade" in errors
+    code, _, errors = cli("build", store, "--encoder", name, "--precision", "int8")
+    assert code == 1
+    assert "exact or bf16" in errors
