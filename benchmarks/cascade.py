@@ -78,6 +78,8 @@ def cascade(
                     for row in _runs(cheap_vectors, full_vectors, *texts, ks, min_recall, seed):
                         rows.append({"task": task.name, **row})
                         say(", ".join(f"{n} {v:.3f}" if isinstance(v, float) else f"{v}" for n, v in rows[-1].items()))
+    if not rows:
+        raise NearkinError(f"no task has {min(queries):,} examples: ask for fewer with --queries")
     return rows
 
 

@@ -32,6 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     benches = bench.add_subparsers(metavar="BENCHMARK", required=True)
     _register_throughput(benches)
     _register_search(benches)
+    _register_cascade(benches)
     _register_memory(benches)
 
 
@@ -95,6 +96,32 @@ def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="recall against seconds, as .png, .svg or .pdf")
     _shared(parser)
+
+
+def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "cascade",
+        run_cascade,
+        "what a cascade encodes and finds, over queries, k and corpus sizes, beside encoding everything",
+        """
+        nearkin bench cascade store tasks/chemprot --cheap static:all-MiniLM-L6-v2 --full all-MiniLM-L6-v2
+        nearkin bench cascade store tasks/* --cheap static:all-MiniLM-L6-v2 --full all-MiniLM-L6-v2-bf16 --plot c.png
+        """,
+    )
+    parser.add_argument("store", metavar="STORE", help="embedded by both encoders")
+    parser.add_argument("tasks", metavar="TASK", nargs="+")
+    parser.add_argument("--cheap", metavar="E", required=True, help="the static encoder, as the store names it")
+    parser.add_argument("--full", metavar="E", required=True, help="the full one, likewise")
+    parser.add_argument("--queries", type=positive, nargs="+", default=[30, 100, 300, 1000, 4000])
+    parser.add_argument("-k", type=positive, nargs="+", default=[5, 20, 50], dest="ks")
+    parser.add_argument(
+        "--passages", type=positive, nargs="+", default=[], help="sizes: a random part, or repeated and moved"
+    )
+    parser.add_argument("--min-recall", type=share, default=0.95)
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="gain and recall, as .png, .svg or .pdf")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
 def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -173,6 +200,29 @@ def run_search(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_search(rows, args.plot)
+    return _finish(rows, args.out)
+
+
+def run_cascade(args: argparse.Namespace) -> int:
+    from benchmarks.cascade import cascade, plot_cascade
+    from benchmarks.plots import require_plots
+
+    if args.plot:
+        require_plots()
+    rows = cascade(
+        args.store,
+        args.tasks,
+        args.cheap,
+        args.full,
+        queries=args.queries,
+        ks=args.ks,
+        sizes=args.passages,
+        min_recall=args.min_recall,
+        seeds=args.seeds,
+        say=lambda line: print(line, flush=True),
+    )
+    if args.plot:
+        plot_cascade(rows, args.plot)
     return _finish(rows, args.out)
 
 

@@ -83,3 +83,21 @@ def test_demo_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     again = demo_module.demo(tmp_path / "demo", overwrite=True)
     for first, second in zip(arms, again, strict=True):
         assert (first.f1, first.masked_lm_loss, first.passages) == (second.f1, second.masked_lm_loss, second.passages)
+
+
+@pytest.mark.slow
+def test_cascade_is_charted_beside_encoding_everything(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    store, out, plot = tmp_path / "store", tmp_path / "rows.parquet", tmp_path / "cascade.svg"
+    for encoder in (tiny_encoder, f"static:{tiny_encoder}"):
+        assert cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", encoder)[0] == 0
+    names = ["--cheap", f"static:{tiny_encoder}", "--full", tiny_encoder, "--queries", 10, 5000, "-k", 3]
+    sizes = ["--passages", 600, 3000]
+    code, _, errors = cli("bench", "cascade", store, task_folder, *names, *sizes, "--out", out, "--plot", plot)
+    assert code == 0, errors
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["passages"], row["queries"], row["k"]) for row in rows] == [(600, 10, 3), (3000, 10, 3)]
+    assert all(row["recall"] > 0.8 and row["gain"] <= 100 for row in rows)
+    assert "<svg" in plot.read_text()
+    assert cli("bench", "cascade", store, task_folder, *names[:4], "--queries", 5000)[0] == 1
