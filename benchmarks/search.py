@@ -37,6 +37,7 @@ from selection.task import read_task
 
 KINDS = ("stream", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
 MOVED = 0.95
+ONCE_FROM = 60.0
 NAMES = tuple(peer.name for peer in PEERS)
 
 
@@ -62,7 +63,8 @@ def search(
         kinds: which of nearkin's kinds of index.
         peers: which of `benchmarks.peers.PEERS`.
         min_recall: of the `k` neighbours, for all that are approximate.
-        rounds: searches, of which the median counts; what is made is made once.
+        rounds: searches, of which the median counts; what is made is made once, and a peer's search that takes more
+            than `ONCE_FROM` seconds is not repeated.
         out: rows are added to this Parquet file as they are measured, and what it has is not measured again.
         scratch: for larger corpora and indexes; default beside `store`. It is left there.
 
@@ -219,6 +221,8 @@ def _peer(
         if len(peer.efforts) == 1 or shared(ids, exact) >= min_recall:
             break
     for _ in range(rounds - 1):
+        if times[0] > ONCE_FROM:
+            break
         begun = time.perf_counter()
         peer.search(index, queries, k, effort)
         times.append(time.perf_counter() - begun)
