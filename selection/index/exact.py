@@ -11,10 +11,11 @@ A tile's scores are looked at by the maximum of 16 passages, which costs a tenth
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,14 +71,29 @@ def exact_search(
         NearkinError: vectors that are not finite, or of another length.
     """
     search = _Search(queries, k, search_device(device), number)
-    if sample is not None:
-        search.seed(sample)
-    first = 0
-    for block in blocks:
-        search.add(block, first)
-        first += len(block)
-        tick(len(block))
+    with _full_sums():
+        if sample is not None:
+            search.seed(sample)
+        first = 0
+        for block in blocks:
+            search.add(block, first)
+            first += len(block)
+            tick(len(block))
     return search.ranking.best()
+
+
+@contextlib.contextmanager
+def _full_sums() -> Iterator[None]:
+    """CUDA may else add up parts of a float16 product in float16, which the bound does not know of."""
+    import torch
+
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_fp16_reduced_precision_reduction
+    settings.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_fp16_reduced_precision_reduction = before
 
 
 def stream_search(
