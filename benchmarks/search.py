@@ -27,6 +27,7 @@ from benchmarks.results import Row, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
 from selection.files import peak_memory, release_memory
+from selection.index.exact import stream_search
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.search import Searcher
 from selection.indexing import make_index
@@ -112,7 +113,8 @@ def search(
 
 def _add_ratios(rows: list[Row]) -> None:
     for row in rows:
-        flat = [r for r in rows if r["path"] == "FAISS IndexFlatIP" and r["passages"] == row["passages"]]
+        same = [r for r in rows if all(r[name] == row[name] for name in ("passages", "queries", "k"))]
+        flat = [r for r in same if r["path"] == "FAISS IndexFlatIP"]
         row["ratio"] = flat[0]["total_s"] / row["total_s"] if flat else None
 
 
@@ -127,6 +129,8 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
         if name == "nearkin, stream":
             np.save(exact, made["ids"])
     else:
+        if not exact.exists():
+            np.save(exact, stream_search(Embeddings(store, slug), queries, k)[1])
         made = _peer(store, slug, name, queries, k, rounds, min_recall, np.load(exact))
     ids, truth = made.pop("ids"), np.load(exact)
     total = made["build_s"] + made["search_s"]

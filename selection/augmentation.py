@@ -238,6 +238,11 @@ def _rows(candidates: pa.Table, rows: pa.Table, method: str) -> pa.Table:
     return pa.table([columns[name] for name in AUGMENTATION.names], schema=AUGMENTATION)
 
 
+def _how(pool: Pool) -> dict[str, Any]:
+    """How neighbours were found."""
+    return {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
+
+
 def _manifest(
     result: AugmentationSet, pool: Pool, method: str, budget: Budget, exclude: Sequence[Path | str], tokenizer: str
 ) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _manifest(
         "store": str(pool.store.path),
         "task": str(pool.task.path),
         "method": method,
-        "parameters": {**asdict(budget), "encoder": pool.name, "exclude": [str(p) for p in exclude]},
+        "parameters": {**asdict(budget), "encoder": pool.name, **_how(pool), "exclude": [str(p) for p in exclude]},
         "seed": pool.seed,
         "passages": result.table.num_rows,
         "tokens": result.tokens,

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.workers import work_of
 
 log = logging.getLogger(__name__)
+
+KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def build(
     encoder: str | None = None,
     precision: str | None = None,
     max_tokens: int | None = None,
-    index: IndexWanted | str = "auto",
+    index: IndexWanted | str | None = None,
     device: str | None = None,
     min_recall: float = 0.95,
     max_seconds: float | None = None,
@@ -131,7 +133,8 @@ def build(
             precision nor max_tokens is given, the store's own.
         precision: ``exact``, ``bf16``, ``int8`` or ``auto``; default exact.
         max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
-        index: what the index shall be, or its kind alone, one of `selection.index.kinds.KINDS`.
+        index: what the index shall be, or its kind alone, one of `selection.index.kinds.KINDS`; default the store's
+            kind, else ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
         min_recall: the least share of exact neighbours that int8 must keep, and whatever ``auto`` chooses.
         max_seconds: with precision ``auto``, take the most exact path whose embedding is predicted to end within it.
@@ -144,13 +147,16 @@ def build(
     if max_seconds is not None and precision != "auto":
         raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
     check_devices(device)
-    load_faiss()
     model, full = cascade_model(encoder), precision or "exact"
     if model is not None:
         if full not in ("exact", "bf16"):
             raise NearkinError(f"a cascade ends in --precision exact or bf16, not in {full}")
+        if max_tokens is not None:
+            raise NearkinError("a cascade reads whole passages: leave --max-tokens out")
         encoder, precision = STATIC + model, None
-    goal = index if isinstance(index, IndexWanted) else IndexWanted(index, min_recall)
+    goal = index if isinstance(index, IndexWanted) else IndexWanted(index or KEPT, min_recall)
+    if goal.kind not in (KEPT, "auto", "stream"):
+        load_faiss()
     if len({c.name for c in corpora}) < len(corpora):
         raise InputError("two corpora have the same name: give each --corpus a name of its own")
     existed = Path(store).exists()
@@ -173,6 +179,9 @@ def build(
             chosen = choice.encoder
             if model is not None:
                 opened.manifest.encoders[chosen.slug].settings["cascade"] = full
+            if goal.kind == KEPT:
+                entry = opened.manifest.encoders.get(chosen.slug)
+                goal = replace(goal, kind=entry.settings.get("index", "auto") if entry else "auto")
             plan = plan_build(opened, choice, goal)
             for line in plan.lines():
                 report(line)
@@ -274,7 +283,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
             continue
         indexes = [i for i in opened.manifest.indexes.values() if i.encoder == slug]
         reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
-        if not indexes:
+        if not indexes and entry.settings.get("index") != "stream":
             yield f"index/{slug}", f"there is no index: {reindex} makes it"
         for index_entry in indexes:
             again = f"{reindex[:-1]} --kind {index_entry.kind}`"

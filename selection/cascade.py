@@ -131,7 +131,8 @@ def cascade_neighbours(
 ) -> tuple[Scores, Ids, CascadeReport]:
     """The full encoder's `k` nearest passages of each text, all but ``1 - min_recall`` of them.
 
-    Holds the store's lock. Memory is about 300 MB for the pairs and 4 bytes and a vector for each passage encoded.
+    Holds the store's lock. Memory is about 300 MB for the pairs, 40 bytes a passage of the corpus, and 8 KB a
+    query for each of several arrays; vectors are mapped from disk.
 
     Args:
         store: with whole embeddings `cheap_slug`, written by `cheap_encoder`.
@@ -213,16 +214,23 @@ def _gain(passages: int, encoded: int) -> float:
 def _promise(search: CascadeSearch, plan: CascadePlan, min_recall: float) -> tuple[float, Audit]:
     """Encodes until model and audit agree that the recall is reached: (what the model expects, the last audit)."""
     for _ in range(AUDITS):
-        for turn in range(MOST_ROUNDS):
-            ids, expected = search.needed(min_recall)
-            if len(ids) == 0:
-                break
-            search.encode(ids if turn + 1 >= ROUNDS else ids[: max(PART, -(-len(ids) // 2))])
+        expected = _rounds(search, min_recall)
         audit = search.audit(plan.sampled // 2)
         if audit.recall + DOUBT * audit.error >= min_recall or not search.left.any():
-            break
+            return expected, audit
         search.mend(audit, expected)
-    return expected, audit
+    log.warning("the last audit of %d still found too much left out: more was encoded, and not audited again", AUDITS)
+    return _rounds(search, min_recall), audit
+
+
+def _rounds(search: CascadeSearch, min_recall: float) -> float:
+    """Encodes in rounds until the recall is expected; returns what is."""
+    for turn in range(MOST_ROUNDS):
+        ids, expected = search.needed(min_recall)
+        if len(ids) == 0:
+            break
+        search.encode(ids if turn + 1 >= ROUNDS else ids[: max(PART, -(-len(ids) // 2))])
+    return expected
 
 
 class Kept:
@@ -236,10 +244,6 @@ class Kept:
         self._corpus, self._encoder = store.corpus, encoder
         self.folder = store.path / "cascade" / encoder.slug
         self.encoded, self._next = 0, 0
-        self._made_of = {
-            b"corpus": fingerprint(*(shard.text for _, _, shard in self._corpus.shards)).encode(),
-            b"encoder": encoder.fingerprint.encode(),
-        }
         # Where a passage's vector is: part and row, -1 for nowhere.
         self._part = np.full(len(self._corpus), -1, dtype=np.int32)
         self._row = np.zeros(len(self._corpus), dtype=np.int32)
@@ -248,14 +252,25 @@ class Kept:
             self._next = max(self._next, int(path.stem.removeprefix("part-")) + 1)
             self._open(path)
 
+    def _made_of(self, shards: int) -> dict[bytes, bytes]:
+        """What a part says of its encoder and of the corpus, by its first `shards`."""
+        texts = [shard.text for _, _, shard in self._corpus.shards[:shards]]
+        return {
+            b"shards": str(shards).encode(),
+            b"corpus": fingerprint(*texts).encode(),
+            b"encoder": self._encoder.fingerprint.encode(),
+        }
+
     def _open(self, path: Path) -> None:
         """Takes a part in, or removes it where it is damaged or of other texts or another encoder."""
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        except (pa.ArrowInvalid, OSError):
+        except pa.ArrowInvalid:
             path.unlink()
             return
-        if batch.schema.metadata != self._made_of:
+        made_of = batch.schema.metadata
+        shards = int(made_of.get(b"shards", b"0"))
+        if made_of != self._made_of(shards):  # passages added behind those shards changed no doc_id of theirs
             path.unlink()
             return
         ids = batch.column(0).to_numpy()
@@ -274,6 +289,8 @@ class Kept:
             self._encode(new[start : start + PART])
         out = np.empty((len(ids), self._encoder.dim), dtype=np.float16)
         parts = self._part[ids]
+        if (parts < 0).any():
+            raise NearkinError(f"{self.folder}: vectors that were written cannot be read again: check the disk")
         for number in np.unique(parts).tolist():
             mine = parts == number
             out[mine] = self._parts[number][self._row[ids[mine]]]
@@ -282,8 +299,9 @@ class Kept:
     def _encode(self, ids: Ids) -> None:
         vectors = self._encoder.encode(self._corpus.take(ids, ["text"])["text"]).astype(np.float16)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        made_of = self._made_of(len(self._corpus.shards))
         fields = [pa.field("doc_id", pa.int64()), pa.field("vector", column.type)]
-        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], schema=pa.schema(fields, metadata=self._made_of))
+        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], schema=pa.schema(fields, metadata=made_of))
         path = self.folder / f"part-{self._next:05d}.arrow"
         with atomic_write(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
             writer.write_batch(batch)

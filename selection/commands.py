@@ -95,7 +95,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         metavar="R",
         type=share,
         default=0.95,
-        help="the least share of exact neighbours that int8 and auto must keep, measured on the corpus (default: 0.95)",
+        help="the least share of exact neighbours that int8, auto and an approximate index must each keep, measured on "
+        "the corpus (default: 0.95)",
     )
     parser.add_argument(
         "--max-seconds",
@@ -113,8 +114,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--index",
         choices=KINDS,
-        default="auto",
-        help="stream and flat are exact, the others visit a part (default: auto, the least time in all)",
+        help="stream and flat are exact, the others visit a part; auto is the least time in all (default: the store's "
+        "kind, else auto)",
     )
     _index_limits(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -259,7 +260,7 @@ def seed(text: str) -> int:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from selection.building import build
+    from selection.building import KEPT, build
     from selection.files import human_seconds
     from selection.index.plan import IndexWanted
     from selection.ingest import CorpusSpec, parse_corpus
@@ -273,7 +274,7 @@ def run_build(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         precision=args.precision,
         max_tokens=args.max_tokens,
-        index=IndexWanted(args.index, args.min_recall, args.max_memory, None, args.queries),
+        index=IndexWanted(args.index or KEPT, args.min_recall, args.max_memory, None, args.queries),
         device=args.device,
         min_recall=args.min_recall,
         max_seconds=args.max_seconds,

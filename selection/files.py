@@ -174,6 +174,14 @@ def join(parts: Iterable[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "nothing"
 
 
+def current_memory() -> int | None:
+    """Resident bytes of this process; None where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return peak_memory()
+
+
 def peak_memory() -> int | None:
     """The most bytes of memory this process has held so far; None where the system does not tell."""
     status = Path("/proc/self/status")

@@ -10,7 +10,7 @@ from pathlib import Path
 from selection.embedding import Embeddings
 from selection.files import human_bytes, human_seconds, peak_memory, require_space
 from selection.index import load_faiss
-from selection.index.build import build_index
+from selection.index.build import build_index, current_index
 from selection.index.kinds import Vectors
 from selection.index.plan import QUERIES, IndexPlan, IndexWanted, plan_index
 from selection.querying import open_encoder
@@ -20,7 +20,7 @@ from selection.task import read_task
 
 log = logging.getLogger(__name__)
 
-_WHAT = ("making", "searching", "bytes")
+_WHAT = ("making", "searching (by a sample)", "bytes")
 
 
 def index(
@@ -49,8 +49,9 @@ def index(
     Raises:
         NearkinError: no store, embeddings incomplete or damaged, unknown kind, limits that cannot be kept.
     """
-    load_faiss()
     opened = Store(store)
+    if kind not in ("auto", "stream"):
+        load_faiss()
     goal = IndexWanted(kind, min_recall, max_memory, max_seconds, queries)
     with opened.lock():
         slug = open_encoder(opened, encoder)
@@ -58,7 +59,7 @@ def index(
         plan = plan_index(len(embeddings), embeddings.dim, goal, opened.path, embeddings)
         report(f"index   {plan.line(queries)}")
         if not dry_run:
-            require_space(opened.path, plan.bytes)
+            require_space(opened.path, 0 if current_index(opened, slug, plan.kind.name) else plan.bytes)
             examples = encode_task(opened, slug, read_task(task)) if task is not None else None
             make_index(opened, slug, goal, plan, examples, report)
     return plan
@@ -77,10 +78,11 @@ def make_index(
         embeddings = Embeddings(store, slug)
         plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings)
         report(f"index   {plan.line(goal.queries)}")
+    before = store.manifest.indexes.get(f"{slug}-{plan.kind.name}")
     begun = time.perf_counter()
     made = build_index(store, slug, plan, examples, report=report)
     took = time.perf_counter() - begun
-    if made.blocks and plan.recall < 1:
+    if made.blocks and not plan.kind.exact and made is not before:
         size = sum((store.path / block.file.path).stat().st_size for block in made.blocks)
         search = made.settings["query_seconds"] * goal.queries
         memory = peak_memory()

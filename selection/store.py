@@ -106,12 +106,14 @@ class IndexEntry:
     """One index, block by block, and the fingerprint of the embeddings it was built from.
 
     Attributes:
+        lists: inverted lists, 0 where it has none.
         settings: how it is searched and what that was found to be worth; empty while it is being built.
     """
 
     encoder: str
     kind: str
     embeddings: str
+    lists: int = 0
     blocks: list[IndexBlock] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from selection.embedding import Embeddings
 from selection.errors import StoreError
-from selection.files import atomic_write, write_json
+from selection.files import atomic_write
 from selection.index import load_faiss
 from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Vectors
@@ -28,6 +27,7 @@ from selection.store import IndexBlock, IndexEntry, Store
 
 BLOCK_BYTES = 512 << 20
 CANDIDATES_HELD = 4_000_000
+AT = 50
 
 
 def block_bounds(embeddings: Embeddings, kept: int, passage_bytes: int, block_bytes: int) -> list[tuple[int, int]]:
@@ -66,14 +66,15 @@ def add_blocks(
     """Makes the blocks that `entry` lacks and enters each into the manifest as soon as it is on disk.
 
     Args:
-        make: gives an empty, trained FAISS index, for the first block; later ones take the first one's training.
+        make: gives an empty, trained FAISS index; further blocks of lists take the first one's training.
     """
     faiss = load_faiss()
     kind = BY_NAME[entry.kind]
     folder = store.path / "index" / f"{entry.encoder}-{entry.kind}"
     done = sum(block.shards for block in entry.blocks)
     for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
-        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if entry.blocks else make()
+        again = entry.blocks and kind.lists
+        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
         centroids = centroids_of(faiss, index) if kind.lists else None
         for number in range(start, stop):
             _add(faiss, index, embeddings.shard(number), centroids)
@@ -90,20 +91,15 @@ def add_blocks(
     for path in folder.glob("faiss*.index"):
         if path not in listed:
             path.unlink()
-    write_json(folder / "manifest.json", asdict(entry))
 
 
 def _emptied(faiss: Any, path: Path) -> Any:
-    """An index with the training of the one at `path` and none of its passages."""
+    """Inverted lists with the training of those at `path` and none of their passages."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    if hasattr(index, "invlists"):
-        lists = faiss.ArrayInvertedLists(index.nlist, index.code_size)
-        index.replace_invlists(lists, True)
-        lists.this.disown()
-        index.ntotal = 0
-        return index
-    index = faiss.clone_index(index)
-    index.reset()
+    lists = faiss.ArrayInvertedLists(index.nlist, index.code_size)
+    index.replace_invlists(lists, True)
+    lists.this.disown()
+    index.ntotal = 0
     return index
 
 
@@ -163,15 +159,16 @@ class Blocks:
         Args:
             queries: float32 [n, dim].
             effort: lists visited, or what HNSW calls efSearch.
-            rerank: so many times k candidates are scored.
+            rerank: so many times `k`, or `AT` where that is more, are scored.
 
         Returns:
             float32 [n, k] and int64 [n, k], as `selection.index.exact.exact_search`.
         """
-        wide = k * rerank
-        parts = []
-        for start in range(0, len(queries), max(1, CANDIDATES_HELD // wide)):
-            part = np.ascontiguousarray(queries[start : start + max(1, CANDIDATES_HELD // wide)])
+        wide = max(k, AT) * rerank
+        held = max(1, CANDIDATES_HELD // max(wide, effort))
+        parts = [(np.empty((0, k), np.float32), np.empty((0, k), np.int64))]
+        for start in range(0, len(queries), held):
+            part = np.ascontiguousarray(queries[start : start + held])
             found = Ranking(len(part), wide)
             for scores, ids in self._candidates(part, wide, effort):
                 found.add_rows(scores, ids)

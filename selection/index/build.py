@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from selection.embedding import Embeddings
-from selection.files import release_memory
+from selection.files import release_memory, write_json
 from selection.index import load_faiss
 from selection.index.blocks import Blocks, add_blocks, kept_blocks
 from selection.index.kinds import Vectors, empty_index
@@ -20,6 +21,8 @@ from selection.index.tune import draw_probes, effort_for, tune
 from selection.store import IndexEntry, Store
 
 log = logging.getLogger(__name__)
+
+RENEWED = 4.0
 
 
 def build_index(
@@ -45,20 +48,30 @@ def build_index(
     embeddings = Embeddings(store, slug)
     name = f"{slug}-{plan.kind.name}"
     known = current_index(store, slug, plan.kind.name)
-    if known is None or (known.settings.get("target", 1.0) < plan.recall) or examples is not None:
+    if plan.kind.name == "stream":
+        known = IndexEntry(slug, "stream", embeddings.fingerprint)
+    elif (
+        known is None or known.settings.get("target", 1.0) < plan.recall or examples is not None or _other(known, plan)
+    ):
         before = store.manifest.indexes.get(name)
-        kept = kept_blocks(store, before, embeddings) if before else []
-        known = IndexEntry(slug, plan.kind.name, embeddings.fingerprint, kept)
-        if plan.kind.name == "stream":
-            known.settings = {"recall": 1.0}
-        else:
-            _make(store, known, embeddings, plan, examples, seed)
-            if plan.recall < 1:
-                report(_told(known))
-    store.manifest.indexes[name] = known
+        kept = [] if before is None or _other(before, plan) else kept_blocks(store, before, embeddings)
+        lists = before.lists if before and kept else plan.lists
+        known = IndexEntry(slug, plan.kind.name, embeddings.fingerprint, lists, kept)
+        if kept:
+            report(f"        {sum(block.file.rows for block in kept):,} passages are indexed already")
+        _make(store, known, embeddings, plan, examples, seed)
+        if not plan.kind.exact:
+            report(_told(known))
+        store.manifest.indexes[name] = known
+        write_json(store.path / "index" / name / "manifest.json", asdict(known))
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
     return known
+
+
+def _other(entry: IndexEntry, plan: IndexPlan) -> bool:
+    """Whether the corpus has come to need very many more or fewer lists than there are."""
+    return plan.kind.lists and not 1 / RENEWED <= (entry.lists + 1) / (plan.lists + 1) <= RENEWED
 
 
 def _told(entry: IndexEntry) -> str:
@@ -93,7 +106,7 @@ def _make(
         add_blocks(store, entry, embeddings, lambda: _trained(embeddings, plan, seed), plan.block_bytes, bar.update)
         release_memory()
         if plan.kind.name == "flat":
-            entry.settings = {"recall": 1.0}
+            entry.settings = {"recall": 1.0, "target": 1.0}
             return
         bar.set_description("measuring recall")
         probes = draw_probes(embeddings, examples, seed, bar.update)
@@ -103,9 +116,11 @@ def _make(
 
 def _trained(embeddings: Embeddings, plan: IndexPlan, seed: int) -> Any:
     """An empty FAISS index, its lists and codes trained on a sample."""
+    if not plan.kind.lists:
+        return empty_index(load_faiss(), plan.kind, embeddings.dim, None)
     rng = np.random.default_rng(seed)
     wanted = training_points(len(embeddings), plan.lists)
     sample = embeddings.take(np.sort(rng.choice(len(embeddings), wanted, replace=False)))
     rng.shuffle(sample)
-    centroids = spherical_kmeans(sample, plan.lists, seed) if plan.kind.lists else None
+    centroids = spherical_kmeans(sample, plan.lists, seed)
     return empty_index(load_faiss(), plan.kind, embeddings.dim, centroids, sample)

@@ -76,7 +76,8 @@ def exact_search(
             search.seed(sample)
         first = 0
         for block in blocks:
-            search.add(block, first)
+            if len(block):
+                search.add(block, first)
             first += len(block)
             tick(len(block))
     return search.ranking.best()
@@ -115,7 +116,7 @@ def stream_search(
 def _few_search(embeddings: Embeddings, queries: Vectors, k: int) -> tuple[Scores, Ids]:
     """For a handful of queries: products straight with the float16 that is stored, as fast as memory is read.
 
-    All scores of a query are held at once, 2 bytes a passage; those within the bound of its k-th best are scored again.
+    All scores of a query are held at once, 4 bytes a passage; those within the bound of its k-th best are scored again.
     """
     import torch
 
@@ -176,15 +177,15 @@ class _Search:
         """Raises the floors to what `k` passages of the sample reach at least."""
         import torch
 
-        with torch.inference_mode():
-            _, rounded, margin = self._rounded(sample)
-            for at in range(0, len(self.queries), TILE_QUERIES):
-                part = slice(at, at + TILE_QUERIES)
-                best = [
-                    _group_best(self._products(rounded[start : start + TILE_PASSAGES], part))
-                    for start in range(0, len(rounded), TILE_PASSAGES)
-                ]
-                self._raise_floor(torch.cat(best), part, margin)
+        for at in range(0, len(self.queries), TILE_QUERIES):
+            part, best, margins = slice(at, at + TILE_QUERIES), [], []
+            for start in range(0, len(sample), TILE_PASSAGES):
+                with torch.inference_mode():
+                    _, rounded, margin = self._rounded(sample[start : start + TILE_PASSAGES])
+                    best.append(_group_best(self._products(rounded, part)))
+                    margins.append(margin)
+            if best:
+                self._raise_floor(torch.cat(best), part, torch.stack(margins).amax(dim=0))
 
     def add(self, block: npt.NDArray[np.float16], first: int) -> None:
         """Searches passages whose doc_ids begin at `first`."""
@@ -286,11 +287,14 @@ def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
     """
     import torch
 
+    count = len(passage)
+    if passages.device.type != "cpu":  # whose order of addition may depend on how many there are
+        passage, query = (torch.nn.functional.pad(rows, (0, -count % PAIRS)) for rows in (passage, query))
     scores = torch.empty(len(passage), dtype=torch.float32, device=passages.device)
     for start in range(0, len(passage), PAIRS):
         part = slice(start, start + PAIRS)
         torch.sum(passages[passage[part]].float().mul_(queries[query[part]]), dim=1, out=scores[part])
-    return scores
+    return scores[:count]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy.typing as npt
 KINDS = ("auto", "stream", "flat", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
 HNSW_LINKS = 32
 HNSW_BUILD = 80
-PQ_POINTS = 16_384
+CODE_POINTS = 16_384
 
 Vectors = npt.NDArray[np.float32]
 
@@ -33,6 +33,10 @@ class Kind:
     rerank: tuple[int, ...]
 
     @property
+    def exact(self) -> bool:
+        return self.name in ("stream", "flat")
+
+    @property
     def lists(self) -> bool:
         return self.name.startswith("ivf")
 
@@ -47,6 +51,11 @@ class Kind:
             "ivf-rabitq": -(-dim // 8) + 8 + 8,
             "hnsw": 4 * dim + 8 * HNSW_LINKS + 12,
         }[self.name]
+
+    @property
+    def least(self) -> int:
+        """Passages that its codes are trained on at least."""
+        return 256 if self.name == "ivf-pq" else 1
 
     def training_bytes(self, dim: int) -> int:
         """Of what its codes are made with."""
@@ -73,12 +82,11 @@ def _pieces(dim: int) -> int:
     return next(n for n in range(max(dim // 8, 1), 0, -1) if dim % n == 0)
 
 
-def empty_index(faiss: Any, kind: Kind, dim: int, centroids: Vectors | None, sample: Vectors) -> Any:
+def empty_index(faiss: Any, kind: Kind, dim: int, centroids: Vectors | None, sample: Vectors | None = None) -> Any:
     """A trained FAISS index without passages.
 
     Args:
-        centroids: of the inverted lists, for kinds that have them.
-        sample: what codes are trained on.
+        centroids, sample: of the inverted lists and what codes are trained on, for kinds that have them.
     """
     metric = faiss.METRIC_INNER_PRODUCT
     if kind.name == "flat":
@@ -88,6 +96,7 @@ def empty_index(faiss: Any, kind: Kind, dim: int, centroids: Vectors | None, sam
         index.hnsw.efConstruction = HNSW_BUILD
         return index
     assert centroids is not None
+    assert sample is not None
     quantizer = faiss.IndexFlatIP(dim)
     quantizer.add(centroids)
     lists = len(centroids)
@@ -96,7 +105,7 @@ def empty_index(faiss: Any, kind: Kind, dim: int, centroids: Vectors | None, sam
         index = faiss.IndexIVFScalarQuantizer(quantizer, dim, lists, scalar[kind.name], metric, False)
     elif kind.name == "ivf-pq":
         index = faiss.IndexIVFPQ(quantizer, dim, lists, _pieces(dim), 8, metric)
-        sample = sample[:PQ_POINTS]
+        sample = sample[:CODE_POINTS]
         index.pq.cp.min_points_per_centroid = 1
     else:
         index = faiss.IndexIVFRaBitQ(quantizer, dim, lists, metric)

@@ -7,6 +7,7 @@ lists: giving a corpus its lists costs as much as searching it with as many quer
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass, replace
@@ -14,21 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from selection.corpus import SHARD_ROWS
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
-from selection.files import human_bytes, human_seconds, peak_memory
+from selection.files import current_memory, human_bytes, human_seconds
 from selection.index import trial
-from selection.index.blocks import BLOCK_BYTES
+from selection.index.blocks import AT, BLOCK_BYTES
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
-from selection.index.kinds import BY_NAME, KINDS, Kind
+from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind
 from selection.index.kmeans import ITERATIONS
-from selection.index.tune import AT, DEPTHS, PROBES
+from selection.index.tune import DEPTHS, PROBES, share_of_lists
 
 AFFORDABLE = 60.0
 QUERIES = 10_000
-SHARD_ROWS = 8192
 POINTS_PER_LIST = 32
-CODE_POINTS = 16_384
 LEAST_BLOCK = 16 << 20
 AUTO = ("ivf", "ivf-sq8", "hnsw")
 
@@ -86,7 +86,7 @@ class IndexPlan:
     def line(self, queries: int) -> str:
         """The plan for a person."""
         lists = f" of {self.lists:,} lists" if self.lists else ""
-        recall = "exact" if self.recall == 1 else f"recall@{AT} at least {self.recall:g}"
+        recall = "exact" if self.kind.exact else f"recall@{AT} at least {self.recall:g}"
         memory = "" if self.memory is None else f", memory {human_bytes(self.memory)}"
         took = (
             f"{human_seconds(self.build_seconds)} to make, {human_seconds(self.search_seconds)} for {queries:,} queries"
@@ -127,7 +127,10 @@ def plan_index(
     exact = planner.plan(BY_NAME["stream"], "exact search is affordable")
     if exact.seconds <= min(AFFORDABLE, wanted.max_seconds or math.inf):
         return exact
-    plans = [exact, *(planner.plan(BY_NAME[name], "least time in all") for name in AUTO)]
+    plans = [exact]
+    for name in AUTO:
+        with contextlib.suppress(NearkinError):  # it does not fit, or FAISS is missing: the exact one is there
+            plans.append(planner.plan(BY_NAME[name], "least time in all"))
     # A graph is walked at random: where it does not fit into memory, the disk would be waited for at each step.
     plans = [plan for plan in plans if plan.kind.name != "hnsw" or plan.bytes <= planner.limit]
     best = min(plans, key=lambda plan: plan.seconds)
@@ -142,9 +145,14 @@ class _Planner:
     def __init__(self, rows: int, dim: int, wanted: IndexWanted, folder: Path, embeddings: Embeddings | None) -> None:
         self.rows, self.dim, self.wanted, self.folder, self.embeddings = rows, dim, wanted, folder, embeddings
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
-        self._reaches: list[trial.Reach] | None = None
+        self._reaches: dict[float, list[trial.Reach]] = {}
 
     def plan(self, kind: Kind, why: str) -> IndexPlan:
+        if self.rows < kind.least:
+            raise NearkinError(
+                f"{kind.name} is trained on {kind.least} passages at least and there are {self.rows:,}: "
+                "choose another kind of index"
+            )
         size = self.rows * kind.bytes(self.dim)
         pair, again = trial.pair_seconds(self.dim)
         queries = self.wanted.queries
@@ -179,13 +187,10 @@ class _Planner:
             memory,
             build,
             search,
-            self._recall(kind),
+            1.0 if kind.exact else self.wanted.min_recall,
             why,
             kind.lists and self.embeddings is None,
         )
-
-    def _recall(self, kind: Kind) -> float:
-        return 1.0 if kind.name == "flat" else self.wanted.min_recall
 
     def _list_seconds(self, kind: Kind, lists: int, visited: float, queries: int) -> tuple[float, float]:
         """(to make, to search)."""
@@ -201,18 +206,22 @@ class _Planner:
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float]:
         """(lists, how many of them are visited): those of least time in all."""
+        lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
+        guess = lists, max(1.0, lists / 30)
         if self.embeddings is None or self.rows < trial.FEW_LISTS * min(trial.LENGTHS) * 4:
-            lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
-            return lists, max(1.0, lists / 30)
-        if self._reaches is None:
-            self._reaches = trial.pilot(self.embeddings, self.wanted.min_recall)
-        options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches]
+            return guess
+        target = share_of_lists(kind, self.wanted.min_recall)
+        if target not in self._reaches:
+            self._reaches[target] = trial.pilot(self.embeddings, target)
+        options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches[target]]
+        if not options:
+            return guess
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
         return min(options, key=lambda option: sum(self._list_seconds(kind, option[0], option[1], queries)))
 
     def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""
-        now = peak_memory() or 0
+        now = current_memory() or 0
         shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
         search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
         points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0

@@ -12,8 +12,9 @@ from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
 from selection.index.exact import stream_search
+from selection.index.kinds import BY_NAME
 from selection.index.ranking import NEIGHBOURS, neighbour_table
-from selection.index.tune import effort_for, recall_of
+from selection.index.tune import DEPTHS, effort_for, recall_of
 from selection.store import IndexEntry, Store
 
 __all__ = ["NEIGHBOURS", "Searcher", "find_index", "search"]
@@ -30,7 +31,7 @@ def find_index(store: Store, slug: str, kind: str | None = None) -> IndexEntry:
         StoreError: there is none, or it is older than the embeddings.
     """
     embeddings = Embeddings(store, slug)
-    chosen = kind or store.manifest.encoders[slug].settings.get("index")
+    chosen = kind or store.manifest.encoders[slug].settings.get("index", "stream")
     if chosen == "stream":
         return IndexEntry(slug, "stream", embeddings.fingerprint)
     known = store.manifest.indexes.get(f"{slug}-{chosen}")
@@ -47,7 +48,7 @@ class Searcher:
     Args:
         store, slug: the store and its encoder.
         kind: one of `selection.index.kinds.KINDS`; None takes the index that was made last.
-        device: where exact search forms its products; default the CPU.
+        device: where exact search forms its products; default the first CUDA GPU, else the CPU.
 
     Raises:
         StoreError: no current index, or a damaged one.
@@ -56,8 +57,8 @@ class Searcher:
     def __init__(self, store: Store, slug: str, kind: str | None = None, device: str | None = None) -> None:
         self.entry = find_index(store, slug, kind)
         self.embeddings = Embeddings(store, slug)
-        self._device = device
-        exact = self.entry.kind in ("stream", "flat")  # a flat file is for others: the embeddings are half as large
+        self._device, self._checked = device, False
+        exact = BY_NAME[self.entry.kind].exact  # a flat file is for others: the embeddings are half as large
         self._blocks = None if exact else Blocks(store, self.entry, self.embeddings)
 
     def search(self, queries: npt.NDArray[np.float32], k: int, first_query: int = 0) -> pa.Table:
@@ -76,18 +77,22 @@ class Searcher:
         if k > len(self.embeddings):
             log.warning("k = %d is more than the corpus holds: %d neighbours each", k, len(self.embeddings))
             k = len(self.embeddings)
-        if self._blocks is None:
+        if self._blocks is None or k > max(DEPTHS):  # deeper than any index was measured
             scores, ids = stream_search(self.embeddings, queries, k, self._device)
         else:
             settings = self.entry.settings
             scores, ids = self._blocks.search(queries, k, effort_for(settings, k), settings["rerank"])
+            short = (ids < 0).any(axis=1)  # the lists visited hold fewer than k
+            if short.any():
+                scores[short], ids[short] = stream_search(self.embeddings, queries[short], k, self._device)
             self._check(queries, ids, k)
         return neighbour_table(scores, ids, first_query)
 
     def _check(self, queries: npt.NDArray[np.float32], ids: npt.NDArray[np.int64], k: int) -> None:
         """Holds the recall that was promised against exact search, for some queries of a large batch."""
-        if len(queries) < CHECKED_FROM:
+        if self._checked or len(queries) < CHECKED_FROM:
             return
+        self._checked = True
         some = np.random.default_rng(0).choice(len(queries), CHECKED, replace=False)
         _, exact = stream_search(self.embeddings, queries[some], k, self._device)
         recall, error = recall_of(ids[some], exact)

@@ -19,12 +19,13 @@ import numpy as np
 
 from selection.corpus import SHARD_ROWS
 from selection.embedding import Embeddings
-from selection.files import sha256_of_file
+from selection.files import ASIDE, sha256_of_file
 from selection.index import load_faiss
+from selection.index.blocks import AT
 from selection.index.exact import exact_search
 from selection.index.kinds import Kind, Vectors, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
-from selection.index.tune import AT, Probes, list_ranks, lists_for, without
+from selection.index.tune import Probes, list_ranks, lists_for, without
 
 PASSAGES = 16_384
 QUERIES = 2048
@@ -71,7 +72,7 @@ def pair_seconds(dim: int) -> tuple[float, float]:
 
 def candidates(passages: int, k: int) -> float:
     """How many passages a query scores on the way, where they come in random order: its k best so far, each time."""
-    return k * (1 + max(0.0, float(np.log(passages / min(passages, max(2048, k))))))
+    return k * (1 + max(0.0, float(np.log(max(passages, 1) / max(2048, k)))))
 
 
 @functools.cache
@@ -122,11 +123,16 @@ def _small_graph(kind: Kind, dim: int) -> float:
     return _seconds(lambda: index.add(vectors), 1) / len(vectors)
 
 
-def write_seconds(folder: Path, size: int = 32 << 20) -> float:
+def write_seconds(folder: Path) -> float:
     """Seconds to write, sync and hash a byte in `folder`; a guess where nothing can be written."""
     while not folder.exists():
         folder = folder.parent
-    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".trial", delete=True) as file:
+    return _write_seconds(folder)
+
+
+@functools.cache
+def _write_seconds(folder: Path, size: int = 32 << 20) -> float:
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".trial", suffix=ASIDE) as file:
         begun = time.perf_counter()
         file.write(os.urandom(1 << 20) * (size >> 20))
         file.flush()
@@ -152,7 +158,9 @@ class Reach:
 def pilot(embeddings: Embeddings, target: float, seed: int = 0) -> list[Reach]:
     """For each length of list, how many must be visited; from two samples, a quarter and the whole of `PILOT`."""
     rng = np.random.default_rng(seed)
-    shards = np.sort(rng.choice(embeddings.shards, min(PILOT_SHARDS, embeddings.shards), replace=False))
+    order = rng.permutation(embeddings.shards)
+    enough = int(np.searchsorted(np.cumsum(np.diff(embeddings.offsets)[order]), PILOT + PILOT_PROBES)) + 1
+    shards = np.sort(order[: max(PILOT_SHARDS, enough)])
     rows = np.concatenate([np.arange(embeddings.offsets[s], embeddings.offsets[s + 1]) for s in shards])
     rows = rng.permutation(rows)[: min(PILOT + PILOT_PROBES, len(rows))]
     vectors = embeddings.take(rows)
@@ -163,7 +171,7 @@ def pilot(embeddings: Embeddings, target: float, seed: int = 0) -> list[Reach]:
         _, ids = exact_search([pool.astype(np.float16)], queries, AT)
         probes = Probes(queries, np.full(len(queries), -1), without(ids, np.full(len(queries), -1), AT))
         for length in LENGTHS:
-            if size // length >= FEW_LISTS:
+            if size // length >= FEW_LISTS and size >= AT:
                 centroids = spherical_kmeans(pool, size // length, seed, iterations=5)
                 ranks = list_ranks(probes, pool[probes.exact], centroids)
                 found[size, length] = float(lists_for(ranks, target)[0])

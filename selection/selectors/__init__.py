@@ -18,7 +18,7 @@ import pyarrow as pa
 from selection.cascade import cascade_neighbours
 from selection.choosing import full_encoder, stored_encoder
 from selection.corpus import Corpus
-from selection.encoders import CASCADE, STATIC, cascade_model, slug_of
+from selection.encoders import CASCADE, STATIC, Encoder, cascade_model, slug_of
 from selection.errors import NearkinError, StoreError
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
@@ -65,6 +65,7 @@ class Pool:
     cascade: bool = False
     min_recall: float = 0.95
     report: Callable[[str], None] = log.info
+    _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
     _queries: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
     @classmethod
@@ -77,7 +78,8 @@ class Pool:
         model = cascade_model(encoder)
         if model is None:
             return cls(store, task, open_encoder(store, encoder), **settings)
-        slug = slug_of(STATIC + model)
+        static = [slug for slug, entry in store.manifest.encoders.items() if entry.model.startswith(STATIC)]
+        slug = static[0] if encoder == CASCADE and len(static) == 1 else slug_of(STATIC + model)
         if slug not in store.manifest.encoders:
             raise StoreError(
                 f"{store.path} has no static embeddings for a cascade: "
@@ -108,10 +110,13 @@ class Pool:
         In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that; by a cascade in one.
         """
         if self.cascade:
-            full = full_encoder(self.store, self.slug, self.device, self.report)
-            cheap = stored_encoder(self.store, self.slug, self.device)
-            texts, settings = self.task.train_texts, (self.min_recall, self.report, self.seed)
-            scores, ids, _ = cascade_neighbours(self.store, self.slug, full, cheap, texts, k, *settings)
+            if self._encoders is None:
+                full = full_encoder(self.store, self.slug, self.device, self.report)
+                self._encoders = full, stored_encoder(self.store, self.slug, self.device)
+            full, cheap = self._encoders
+            scores, ids, _ = cascade_neighbours(
+                self.store, self.slug, full, cheap, self.task.train_texts, k, self.min_recall, self.report, self.seed
+            )
             yield neighbour_table(scores, ids)
             return
         searcher = Searcher(self.store, self.slug, self.index, self.device)

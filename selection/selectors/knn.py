@@ -45,7 +45,7 @@ class KnnSelector:
         if k is not None:
             return union(pool.neighbours(k))
         size = len(pool.corpus)
-        k = max(1, -(-wanted // len(pool.queries)))
+        k = max(1, -(-wanted // len(pool.task.train_texts)))
         while True:
             found = union(pool.neighbours(min(k, size)))
             if found.num_rows >= min(wanted, size) or k >= size:

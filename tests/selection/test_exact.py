@@ -122,3 +122,11 @@ def test_vectors_that_are_not_finite_or_not_of_the_corpus_are_refused() -> None:
         exact_search([corpus], queries, 2)
     with pytest.raises(NearkinError, match="16 dimensions"):
         exact_search([unit(50, 16, 0)], unit(3, 8, 1).astype(np.float32), 2)
+
+
+def test_empty_blocks_and_no_queries_are_nothing_special() -> None:
+    corpus, queries = unit(50, 16, 0), unit(3, 16, 1).astype(np.float32)
+    whole = exact_search([corpus], queries, 5)
+    parts = exact_search([corpus[:0], corpus[:20], corpus[20:20], corpus[20:]], queries, 5, sample=corpus[:0])
+    np.testing.assert_array_equal(parts[1], whole[1])
+    assert exact_search([corpus], queries[:0], 5)[1].shape == (0, 5)

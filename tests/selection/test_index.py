@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from selection.building import build
+from selection.building import build, verify
 from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
 from selection.index.kinds import BY_NAME, Kind
@@ -18,6 +19,7 @@ from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
 from selection.index.search import search
+from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
@@ -308,3 +310,86 @@ def test_each_query_is_its_own_nearest_when_it_is_in_the_corpus(
     answer = query(built, path, 1)
     assert answer.neighbours["doc_id"].to_pylist() == list(range(40, 50))
     assert pc.min(answer.neighbours["score"]).as_py() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-rabitq", "hnsw"])
+@pytest.mark.parametrize("rows", [1, 2, 10, 300])
+def test_tiny_corpora_have_their_index(
+    kind: str, rows: int, passages: pa.Table, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    import json
+
+    import pyarrow.parquet as pq
+
+    pq.write_table(passages.slice(0, rows), tmp_path / "a.parquet")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": passages["text"][0].as_py()}) + "\n")
+    build(tmp_path / "store", [CorpusSpec("a", str(tmp_path / "a.parquet"))], encoder=str(tiny_encoder), index=kind)
+    index(tmp_path / "store", kind, task=tmp_path / "one.jsonl")
+    assert query(tmp_path / "store", tmp_path / "one.jsonl", 1).neighbours["doc_id"].to_pylist() == [0]
+
+
+def test_codes_that_need_more_passages_are_refused(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(passages.slice(0, 40), tmp_path / "a.parquet")
+    build(tmp_path / "store", [CorpusSpec("a", str(tmp_path / "a.parquet"))], encoder=str(tiny_encoder))
+    with pytest.raises(NearkinError, match="256 passages at least and there are 40"):
+        index(tmp_path / "store", "ivf-pq")
+
+
+@pytest.mark.parametrize("k", [5, 300])
+def test_an_index_finds_as_many_as_were_asked_for(store: Path, task_folder: Path, k: int) -> None:
+    index(store, "ivf-pq", min_recall=0.6)
+    answer, exact = query(store, task_folder, k), query(store, task_folder, k, index="stream")
+    assert answer.neighbours.num_rows == exact.neighbours.num_rows
+    n = len(answer.task.train_texts)
+    pairs = zip(ids_of_table(answer.neighbours, n, k), ids_of_table(exact.neighbours, n, k), strict=True)
+    assert np.mean([len(np.intersect1d(a, b)) / k for a, b in pairs]) > 0.6
+
+
+def test_a_corpus_that_has_grown_many_times_gets_its_lists_anew(
+    passages: pa.Table, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    for name, part in (("few", passages.slice(0, 40)), ("many", passages.slice(40))):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+        corpus = CorpusSpec(name, str(tmp_path / f"{name}.parquet"))
+        build(tmp_path / "store", [corpus], encoder=str(tiny_encoder) if name == "few" else None, index="ivf")
+    entry = Store(tmp_path / "store").manifest.indexes["tiny-encoder-ivf"]
+    assert len(entry.blocks) == 1
+    assert entry.lists > 10
+
+
+def test_a_build_keeps_the_kind_that_was_chosen_and_verify_finds_all_well(
+    store: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    index(store, "ivf-sq8")
+    pq.write_table(pq.read_table(corpus_file).slice(5, 90), tmp_path / "more.parquet")
+    build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+    assert Store(store).manifest.encoders["tiny-encoder"].settings["index"] == "ivf-sq8"
+    assert all(problem is None for _, problem in verify(store))
+    told = (store / "index" / "tiny-encoder-ivf-sq8" / "manifest.json").read_text()
+    assert '"recall"' in told
+
+
+def test_auto_falls_back_to_exact_search_where_no_index_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selection.index.plan.current_memory", lambda: 0)
+    wanted = IndexWanted(queries=50_000_000, max_memory=80_000_000)
+    assert plan_index(5_000_000, 32, wanted).kind.name == "stream"
+    with pytest.raises(NearkinError, match="at least .* 80.0 MB are allowed"):
+        plan_index(5_000_000, 32, replace(wanted, kind="ivf"))
+
+
+def test_many_small_shards_are_planned_for(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    (tmp_path / "parts").mkdir()
+    for number in range(90):
+        pq.write_table(passages.slice(number, 2), tmp_path / "parts" / f"{number}.parquet")
+    build(tmp_path / "store", [CorpusSpec("p", str(tmp_path / "parts"))], encoder=str(tiny_encoder))
+    embeddings = Embeddings(Store(tmp_path / "store"), "tiny-encoder")
+    assert len(embeddings) == 180
+    assert pilot(embeddings, 0.95) == []
