@@ -379,7 +379,7 @@ def test_auto_falls_back_to_exact_search_where_no_index_fits(monkeypatch: pytest
     monkeypatch.setattr("selection.index.plan.current_memory", lambda: 0)
     wanted = IndexWanted(queries=50_000_000, max_memory=80_000_000)
     assert plan_index(5_000_000, 32, wanted).kind.name == "stream"
-    with pytest.raises(NearkinError, match="at least .* 80.0 MB are allowed"):
+    with pytest.raises(NearkinError, match=r"at least .* 80.0 MB are allowed"):
         plan_index(5_000_000, 32, replace(wanted, kind="ivf"))
 
 
