@@ -170,7 +170,7 @@ def _nearkin(
     embeddings = Embeddings(store, slug)
     shutil.rmtree(store.path / "index" / f"{slug}-{kind}", ignore_errors=True)
     goal = IndexWanted(kind, min_recall, queries=len(queries))
-    plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings)
+    plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings, queries)
     with store.lock():
         begun = time.perf_counter()
         entry = make_index(store, slug, goal, plan, queries)

@@ -56,11 +56,11 @@ def index(
     with opened.lock():
         slug = open_encoder(opened, encoder)
         embeddings = Embeddings(opened, slug)
-        plan = plan_index(len(embeddings), embeddings.dim, goal, opened.path, embeddings)
+        examples = encode_task(opened, slug, read_task(task)) if task is not None else None
+        plan = plan_index(len(embeddings), embeddings.dim, goal, opened.path, embeddings, examples)
         report(f"index   {plan.line(queries)}")
         if not dry_run:
             require_space(opened.path, 0 if current_index(opened, slug, plan.kind.name) else plan.bytes)
-            examples = encode_task(opened, slug, read_task(task)) if task is not None else None
             make_index(opened, slug, goal, plan, examples, report)
     return plan
 

@@ -22,7 +22,7 @@ from selection.files import current_memory, human_bytes, human_seconds
 from selection.index import trial
 from selection.index.blocks import AT, BLOCK_BYTES
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
-from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind
+from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind, Vectors
 from selection.index.kmeans import ITERATIONS
 from selection.index.tune import DEPTHS, PROBES, share_of_lists
 
@@ -108,20 +108,26 @@ def memory_of_machine() -> int:
 
 
 def plan_index(
-    rows: int, dim: int, wanted: IndexWanted, folder: Path = Path(), embeddings: Embeddings | None = None
+    rows: int,
+    dim: int,
+    wanted: IndexWanted,
+    folder: Path = Path(),
+    embeddings: Embeddings | None = None,
+    examples: Vectors | None = None,
 ) -> IndexPlan:
     """Chooses the index for `rows` vectors of `dim` dimensions.
 
     Args:
         folder: where it will be written, whose disk is tried.
         embeddings: where they exist, a sample of them says how many lists there should be; else a guess does.
+        examples: float32 [n, dim], a task's, who will be among those that ask.
 
     Raises:
         NearkinError: unknown kind, or one that cannot be had within the limits.
     """
     if wanted.kind not in KINDS:
         raise NearkinError(f"unknown index kind {wanted.kind!r}: choose one of {', '.join(KINDS)}")
-    planner = _Planner(rows, dim, wanted, folder, embeddings)
+    planner = _Planner(rows, dim, wanted, folder, embeddings, examples)
     if wanted.kind != "auto":
         return planner.plan(BY_NAME[wanted.kind], "as asked")
     exact = planner.plan(BY_NAME["stream"], "exact search is affordable")
@@ -142,8 +148,17 @@ def plan_index(
 
 
 class _Planner:
-    def __init__(self, rows: int, dim: int, wanted: IndexWanted, folder: Path, embeddings: Embeddings | None) -> None:
-        self.rows, self.dim, self.wanted, self.folder, self.embeddings = rows, dim, wanted, folder, embeddings
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        wanted: IndexWanted,
+        folder: Path,
+        embeddings: Embeddings | None,
+        examples: Vectors | None,
+    ) -> None:
+        self.rows, self.dim, self.wanted, self.folder = rows, dim, wanted, folder
+        self.embeddings, self.examples = embeddings, examples
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
         self._reaches: dict[float, list[trial.Reach]] = {}
 
@@ -212,7 +227,7 @@ class _Planner:
             return guess
         target = share_of_lists(kind, self.wanted.min_recall)
         if target not in self._reaches:
-            self._reaches[target] = trial.pilot(self.embeddings, target)
+            self._reaches[target] = trial.pilot(self.embeddings, target, self.examples)
         options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches[target]]
         if not options:
             return guess

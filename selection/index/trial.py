@@ -25,10 +25,11 @@ from selection.index.blocks import AT
 from selection.index.exact import exact_search
 from selection.index.kinds import Kind, Vectors, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
-from selection.index.tune import Probes, list_ranks, lists_for, without
+from selection.index.tune import Probes, list_ranks, lists_for
 
 PASSAGES = 16_384
-QUERIES = 2048
+QUERIES = 4096
+SCANNED = 65_536
 LISTS = 64
 PILOT = 65_536
 PILOT_PROBES = 256
@@ -61,10 +62,11 @@ def pair_seconds(dim: int) -> tuple[float, float]:
     blocks = [passages[i : i + SHARD_ROWS] for i in range(0, len(passages), SHARD_ROWS)]
 
     def search(parts: int, k: int) -> float:
-        return _seconds(lambda: exact_search(blocks[:parts], queries, k), 3)
+        return _seconds(lambda: exact_search(blocks[:parts], queries, k))
 
     few, most = 1, len(blocks)
-    search(most, few)  # until the processor runs at its speed
+    for _ in range(2):
+        search(most, few)  # until processor and allocator run at their speed
     start, bare, full = search(1, few), search(most, few), search(most, 2 * AT)
     again = max(full - bare, 0.0) / (QUERIES * candidates(len(passages), 2 * AT))
     return max(bare - start, 1e-9) / ((len(passages) - SHARD_ROWS) * QUERIES), again
@@ -94,10 +96,10 @@ def point_seconds(dim: int) -> float:
 def scan_seconds(kind: Kind, dim: int) -> tuple[float, float, float]:
     """Seconds to train codes, to add a passage, and to look at one passage of a list."""
     faiss = load_faiss()
-    vectors, queries = unit_vectors(PASSAGES, dim), unit_vectors(256, dim, 1)
+    vectors, queries = unit_vectors(SCANNED, dim), unit_vectors(64, dim, 1)  # more than caches hold
     centroids = np.ascontiguousarray(vectors[:LISTS])
     begun = time.perf_counter()
-    index = empty_index(faiss, kind, dim, centroids, vectors)
+    index = empty_index(faiss, kind, dim, centroids, vectors[:PASSAGES])
     training = time.perf_counter() - begun
     lists = np.ascontiguousarray(nearest_centroids(vectors, centroids)[:, 0])
     ids = np.arange(len(vectors))
@@ -155,8 +157,12 @@ class Reach:
         return float(self.visited * (passages / self.sample) ** self.growth)
 
 
-def pilot(embeddings: Embeddings, target: float, seed: int = 0) -> list[Reach]:
-    """For each length of list, how many must be visited; from two samples, a quarter and the whole of `PILOT`."""
+def pilot(embeddings: Embeddings, target: float, examples: Vectors | None = None, seed: int = 0) -> list[Reach]:
+    """For each length of list, how many must be visited; from two samples, a quarter and the whole of `PILOT`.
+
+    Args:
+        examples: float32 [n, dim], a task's, who are asked for as well as passages.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(embeddings.shards)
     enough = int(np.searchsorted(np.cumsum(np.diff(embeddings.offsets)[order]), PILOT + PILOT_PROBES)) + 1
@@ -164,17 +170,23 @@ def pilot(embeddings: Embeddings, target: float, seed: int = 0) -> list[Reach]:
     rows = np.concatenate([np.arange(embeddings.offsets[s], embeddings.offsets[s + 1]) for s in shards])
     rows = rng.permutation(rows)[: min(PILOT + PILOT_PROBES, len(rows))]
     vectors = embeddings.take(rows)
-    queries, sample = vectors[:PILOT_PROBES], vectors[PILOT_PROBES:]
+    groups, sample = [vectors[:PILOT_PROBES]], vectors[PILOT_PROBES:]
+    if examples is not None:
+        groups.append(np.ascontiguousarray(examples[rng.permutation(len(examples))[:PILOT_PROBES]]))
     found: dict[tuple[int, int], float] = {}
     for size in (len(sample) // 4, len(sample)):
         pool = sample[:size]
-        _, ids = exact_search([pool.astype(np.float16)], queries, AT)
-        probes = Probes(queries, np.full(len(queries), -1), without(ids, np.full(len(queries), -1), AT))
+        if size < FEW_LISTS * min(LENGTHS):
+            continue
+        asked = []
+        for queries in groups:
+            _, ids = exact_search([pool.astype(np.float16)], queries, AT)
+            asked.append(Probes(queries, np.full(len(queries), -1), ids))
         for length in LENGTHS:
-            if size // length >= FEW_LISTS and size >= AT:
+            if size // length >= FEW_LISTS:
                 centroids = spherical_kmeans(pool, size // length, seed, iterations=5)
-                ranks = list_ranks(probes, pool[probes.exact], centroids)
-                found[size, length] = float(lists_for(ranks, target)[0])
+                ranks = [list_ranks(probes, pool[probes.exact], centroids) for probes in asked]
+                found[size, length] = float(max(lists_for(rank, target)[0] for rank in ranks))
     reaches = []
     for length in LENGTHS:
         few, many = (found.get((size, length)) for size in (len(sample) // 4, len(sample)))
