@@ -70,14 +70,26 @@ def plot_search(rows: Sequence[Row], path: Path) -> None:
     for number, size in enumerate(sizes):
         axes = figure.add_subplot(1, len(sizes), number + 1)
         mine = sorted((row for row in rows if row["passages"] == size), key=lambda row: row["total_s"])
-        for place, row in enumerate(mine):
+        for row in mine:
             ours = row["path"].startswith("nearkin")
             point = (row["total_s"], row["recall_k"])
             axes.plot(*point, "o" if ours else "s", color="tab:blue" if ours else "tab:gray")
-            offset = (4, -12 - 11 * (place % 4))
-            axes.annotate(row["path"], point, xytext=offset, textcoords="offset points", fontsize=7)
+            up = 1 if row["recall_k"] > 0.99 else -1  # exact ones above, the others below
+            axes.annotate(
+                row["path"],
+                point,
+                xytext=(3, 5 * up),
+                textcoords="offset points",
+                fontsize=8,
+                rotation=40 * up,
+                rotation_mode="anchor",
+                va="bottom" if up > 0 else "top",
+            )
         axes.set_xscale("log")
-        axes.set_ylim(0.8, 1.02)
+        axes.set_xlim(0.7 * mine[0]["total_s"], 5 * mine[-1]["total_s"])
+        axes.set_ylim(min(row["recall_k"] for row in mine) - 0.03, 1.04)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
         axes.set_title(f"{size:,} passages, {mine[0]['queries']:,} queries")
         axes.set_xlabel("seconds, making the index and searching it")
         axes.set_ylabel(f"recall@{mine[0]['k']}")

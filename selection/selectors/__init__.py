@@ -85,6 +85,11 @@ class Pool:
                 f"{store.path} has no static embeddings for a cascade: "
                 f"run `nearkin build {store.path} --encoder {encoder}` first"
             )
+        entry = store.manifest.encoders[slug]
+        full = slug_of(entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
+        there = store.manifest.encoders.get(full)
+        if there is not None and all(shard.text in there.shards for _, _, shard in store.corpus.shards):
+            return cls(store, task, full, **settings)  # everything is encoded already
         return cls(store, task, slug, cascade=True, **settings)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import selection.cascade as module
@@ -284,3 +285,17 @@ def test_query_and_select_take_a_cascade(
     code, _, errors = cli("build", store, "--encoder", name, "--precision", "int8")
     assert code == 1
     assert "exact or bf16" in errors
+
+
+def test_vectors_outlive_a_corpus_that_is_added(
+    cli: Cli, corpus_file: Path, tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    store, name = tmp_path / "store", f"cascade:{tiny_encoder}"
+    assert cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", name)[0] == 0
+    asked = ("query", store, task_folder, "--encoder", "cascade", "--min-recall", 1, "--limit", 2)
+    assert "600 passages in full, 0 of them kept" in cli(*asked)[2]
+    pq.write_table(pq.read_table(corpus_file).slice(5, 90), tmp_path / "more.parquet")
+    assert cli("build", store, "--corpus", f"more={tmp_path / 'more.parquet'}")[0] == 0
+    assert "690 passages in full, 600 of them kept" in cli(*asked)[2]
+    assert cli("build", store, "--encoder", tiny_encoder)[0] == 0
+    assert "in full" not in cli(*asked)[2]  # there is nothing left to save

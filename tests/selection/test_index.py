@@ -18,7 +18,7 @@ from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
-from selection.index.search import search
+from selection.index.search import Searcher, search
 from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
@@ -393,3 +393,19 @@ def test_many_small_shards_are_planned_for(passages: pa.Table, tiny_encoder: Pat
     embeddings = Embeddings(Store(tmp_path / "store"), "tiny-encoder")
     assert len(embeddings) == 180
     assert pilot(embeddings, 0.95) == []
+
+
+def test_a_large_batch_is_told_where_the_promise_is_not_kept(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index(store, "ivf")
+    opened = Store(store)
+    monkeypatch.setattr("selection.index.search.CHECKED_FROM", 100)
+    queries = Embeddings(opened, "tiny-encoder").take(np.arange(200))
+    searcher = Searcher(opened, "tiny-encoder")
+    searcher.search(queries, 10)
+    assert not caplog.records
+    searcher = Searcher(opened, "tiny-encoder")
+    searcher.entry.settings["effort"] = {"10": 1}
+    searcher.search(queries, 10)
+    assert "% were promised" in caplog.text
