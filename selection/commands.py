@@ -333,10 +333,8 @@ def run_query(args: argparse.Namespace) -> int:
     )
     (print_json if args.json else print_answer)(answer)
     searched = f"{len(answer.task.train_texts):,} examples over {len(answer.corpus):,} passages"
-    print(
-        f"searched {searched}: encoding {answer.encode_seconds:.2f} s, search {answer.search_seconds:.2f} s",
-        file=sys.stderr,
-    )
+    encoding = f"encoding {answer.encode_seconds:.2f} s, " if answer.encode_seconds else ""  # a cascade does both
+    print(f"searched {searched}: {encoding}search {answer.search_seconds:.2f} s", file=sys.stderr)
     return 0
 
 
