@@ -262,14 +262,15 @@ class Embeddings:
 
     def shard(self, number: int) -> npt.NDArray[np.float16]:
         """float16 [rows, dim] of one shard, mapped once; raises as iteration does."""
-        if number not in self._mapped:
+        vectors = self._mapped.get(number)
+        if vectors is None:
             remedy = f"run `nearkin build {self._store.path}` to make it again"
             path = self._store.check(self._files[number], remedy)
             vectors = read_vectors(path, self._texts[number], self._entry.fingerprint, self.dim, remedy)
             if len(self._mapped) >= MAPPED_SHARDS:
                 self._mapped.clear()
             self._mapped[number] = vectors
-        return self._mapped[number]
+        return vectors
 
     def parts(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float16]]]:
         """Vectors of doc_ids `rows`, in any order, by shard: (positions in `rows`, float16 [positions, dim])."""

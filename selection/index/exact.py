@@ -16,6 +16,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def exact_search(
     Raises:
         NearkinError: vectors that are not finite, or of another length.
     """
-    search = _Search(queries, k, search_device(device), number)
+    search = _Search(queries, k, search_devices(device)[0], number)
     with _full_sums():
         if sample is not None:
             search.seed(sample)
@@ -104,13 +105,36 @@ def stream_search(
     device: str | None = None,
     tick: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Scores, Ids]:
-    """`exact_search` over a store's embeddings, read shard by shard from where they lie."""
-    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and search_device(device) == "cpu" and _half_is_exact():
+    """`exact_search` over a store's embeddings, read shard by shard from where they lie.
+
+    Args:
+        device: one, or several with commas between them, who share the shards; None or ``auto`` is every CUDA GPU, else
+            the CPU.
+    """
+    devices = search_devices(device)
+    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and devices == ["cpu"] and _half_is_exact():
         return _few_search(embeddings, queries, k)
-    sample = (
-        embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if len(embeddings) >= SAMPLE_FROM else None
-    )
-    return exact_search(embeddings, queries, k, device, sample=sample, tick=tick)
+    many = len(embeddings) >= SAMPLE_FROM
+    sample = embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if many else None
+
+    def search(number: int) -> tuple[Scores, Ids]:
+        found = _Search(queries, k, devices[number], None)
+        if sample is not None:
+            found.seed(sample)
+        for shard in range(number, embeddings.shards, len(devices)):
+            block = embeddings.shard(shard)
+            found.add(block, int(embeddings.offsets[shard]))
+            tick(len(block))
+        return found.ranking.best()
+
+    with _full_sums():
+        if len(devices) == 1:
+            return search(0)
+        ranking = Ranking(len(queries), k)
+        with ThreadPoolExecutor(len(devices)) as pool:
+            for scores, ids in pool.map(search, range(len(devices))):
+                ranking.add_rows(scores, ids)
+        return ranking.best()
 
 
 def _few_search(embeddings: Embeddings, queries: Vectors, k: int) -> tuple[Scores, Ids]:
@@ -148,13 +172,13 @@ def _half_is_exact() -> bool:
     return bool(error <= torch.finfo(torch.half).eps)
 
 
-def search_device(device: str | None) -> str:
-    """The one device that exact search runs on, of those named with commas between them."""
+def search_devices(device: str | None) -> list[str]:
+    """The devices that exact search runs on."""
     import torch
 
     if device in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(device).split(",")[0]
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    return str(device).split(",")
 
 
 class _Search:

@@ -48,7 +48,7 @@ class Searcher:
     Args:
         store, slug: the store and its encoder.
         kind: one of `selection.index.kinds.KINDS`; None takes the index that was made last.
-        device: where exact search forms its products; default the first CUDA GPU, else the CPU.
+        device: where exact search forms its products, see `stream_search`.
 
     Raises:
         StoreError: no current index, or a damaged one.

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selection.building import build
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.index.exact import exact_search, stream_search
 from selection.index.ranking import NOTHING, Ranking, ids_of, scores_of, to_keys
+from selection.ingest import CorpusSpec
 from selection.store import Store
 
 NUMBERS = ("float32", "bfloat16")
@@ -111,6 +115,22 @@ def test_a_sample_that_raises_the_floor_changes_nothing() -> None:
         seeded = exact_search(blocks(corpus, 500), queries, 10, number=number, sample=corpus[::3])
         np.testing.assert_array_equal(seeded[0], plain[0])
         np.testing.assert_array_equal(seeded[1], plain[1])
+
+
+def test_devices_that_share_the_shards_find_what_one_finds(
+    passages: pa.Table, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "parts").mkdir()
+    for number in range(5):
+        pq.write_table(passages.slice(100 * number, 100), tmp_path / "parts" / f"{number}.parquet")
+    build(tmp_path / "store", [CorpusSpec("parts", str(tmp_path / "parts"))], encoder=str(tiny_encoder))
+    embeddings = Embeddings(Store(tmp_path / "store"), "tiny-encoder")
+    assert embeddings.shards == 5
+    queries = embeddings.take(np.arange(40)) + np.float32(0.01)
+    alone = stream_search(embeddings, queries, 20, "cpu")
+    shared = stream_search(embeddings, queries, 20, "cpu,cpu,cpu")
+    np.testing.assert_array_equal(shared[0], alone[0])
+    np.testing.assert_array_equal(shared[1], alone[1])
 
 
 def test_vectors_that_are_not_finite_or_not_of_the_corpus_are_refused() -> None:
