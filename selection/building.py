@@ -283,7 +283,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
             continue
         indexes = [i for i in opened.manifest.indexes.values() if i.encoder == slug]
         reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
-        if not indexes and entry.settings.get("index") != "stream":
+        if not indexes and entry.settings.get("index", "stream") != "stream":
             yield f"index/{slug}", f"there is no index: {reindex} makes it"
         for index_entry in indexes:
             again = f"{reindex[:-1]} --kind {index_entry.kind}`"

@@ -99,8 +99,11 @@ def test_without_faiss_the_extra_is_named(
     cli: Cli, store: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert_refused(cli("build", tmp_path / "new", "--corpus", f"c={corpus_file}"), "pip install 'nearkin[cpu]'", "gpu")
+    asked = ("build", tmp_path / "new", "--corpus", f"c={corpus_file}", "--index", "ivf")
+    assert_refused(cli(*asked), "pip install 'nearkin[cpu]'", "gpu")
     assert not (tmp_path / "new").exists()
+    assert_refused(cli("index", store, "--kind", "hnsw"), "pip install 'nearkin[cpu]'", "gpu")
+    assert cli("index", store, "--kind", "stream")[0] == 0
 
 
 def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[str]]]:

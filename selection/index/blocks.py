@@ -7,7 +7,9 @@ lie on disk (memory-mapped), and every block has the same centroids, so a query 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from selection.store import IndexBlock, IndexEntry, Store
 
 BLOCK_BYTES = 512 << 20
 CANDIDATES_HELD = 4_000_000
+BATCH = 512
+PLAIN = ("ivf", "ivf-sq8")  # whose codes are decoded at once
 AT = 50
 
 
@@ -183,11 +187,26 @@ class Blocks:
         for first, index in self._open:
             if self.centroids is not None:
                 index.nprobe = effort
-                scores, ids = index.search_preassigned(queries, count, lists, coarse)
+                if self._kind.name in PLAIN and len(queries) >= BATCH:
+                    scores, ids = _batch(index, queries, count, lists)
+                else:
+                    scores, ids = index.search_preassigned(queries, count, lists, coarse)
             else:
                 params = self._faiss.SearchParametersHNSW(efSearch=max(effort, count))
                 scores, ids = index.search(queries, min(count, index.ntotal), params=params)
             yield scores, np.where(ids < 0, -1, ids + first)
+
+
+def _batch(index: Any, queries: Vectors, count: int, lists: npt.NDArray[np.int64]) -> tuple[Scores, Ids]:
+    """List by list, all queries that visit one in a matrix product: three to four times faster than one by one."""
+    from faiss.contrib.big_batch_search import big_batch_search
+
+    assigned = lists.astype(np.int32)  # a copy, which it sorts in place
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress there
+        found = big_batch_search(
+            index, queries, count, method="pairwise_distances", verbose=1, threaded=1, q_assign=assigned
+        )
+    return found[0], found[1]
 
 
 def _coarse(queries: Vectors, centroids: Vectors, lists: npt.NDArray[np.int64]) -> Scores:

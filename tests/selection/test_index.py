@@ -409,3 +409,19 @@ def test_a_large_batch_is_told_where_the_promise_is_not_kept(
     searcher.entry.settings["effort"] = {"10": 1}
     searcher.search(queries, 10)
     assert "% were promised" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-sq8"])
+def test_a_batch_by_lists_finds_what_one_by_one_does(
+    parts_store: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("selection.index.plan.BLOCK_BYTES", 6000)
+    index(parts_store, kind)
+    assert len(blocks_of(parts_store, kind)) > 1
+    opened = Store(parts_store)
+    queries = Embeddings(opened, "tiny-encoder").take(np.arange(300))
+    alone = search(opened, "tiny-encoder", queries, 7)
+    monkeypatch.setattr("selection.index.blocks.BATCH", 100)
+    capsys.readouterr()
+    assert search(opened, "tiny-encoder", queries, 7).equals(alone)
+    assert capsys.readouterr().out == ""
