@@ -32,6 +32,7 @@ class Peer:
         build: vectors -> index, and its bytes.
         search: (index, queries, k, effort) -> int64 [n, k].
         efforts: what is tried, in order.
+        exact: whether it finds all; ordered: whether best first.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Peer:
     build: Callable[[Vectors], tuple[Any, int]]
     search: Callable[[Any, Vectors, int, int], Ids]
     efforts: tuple[int, ...] = (0,)
+    exact: bool = False
+    ordered: bool = True
 
     @property
     def installed(self) -> bool:
@@ -110,9 +113,16 @@ def _autofaiss(vectors: Vectors) -> tuple[Any, int]:
 
 
 PEERS = (
-    Peer("NumPy product, argpartition", "numpy", lambda v: (v, v.nbytes), lambda v, q, k, _: brute_force(v, q, k)),
-    Peer("FAISS IndexFlatIP", "faiss", _faiss_flat, _faiss_search),
-    Peer("usearch, exact", "usearch", lambda v: (v, v.nbytes), _usearch_exact),
+    Peer(
+        "NumPy product, argpartition",
+        "numpy",
+        lambda v: (v, v.nbytes),
+        lambda v, q, k, _: brute_force(v, q, k),
+        exact=True,
+        ordered=False,
+    ),
+    Peer("FAISS IndexFlatIP", "faiss", _faiss_flat, _faiss_search, exact=True),
+    Peer("usearch, exact", "usearch", lambda v: (v, v.nbytes), _usearch_exact, exact=True),
     Peer("hnswlib", "hnswlib", _hnswlib, _hnswlib_search, EFFORTS),
     Peer("usearch", "usearch", _usearch, _usearch_search, EFFORTS),
     Peer("autofaiss", "autofaiss", _autofaiss, _faiss_search),

@@ -28,15 +28,16 @@ from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
 from selection.files import peak_memory, release_memory
 from selection.index.exact import stream_search
+from selection.index.kinds import KINDS
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.search import Searcher
+from selection.index.tune import recall_of
 from selection.indexing import make_index
 from selection.querying import open_encoder
 from selection.selectors import encode_task
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.task import read_task
 
-KINDS = ("stream", "ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
 MOVED = 0.95
 ONCE_FROM = 60.0
 NAMES = tuple(peer.name for peer in PEERS)
@@ -48,7 +49,7 @@ def search(
     k: int = 50,
     *,
     passages: Sequence[int] = (),
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = KINDS[1:],
     peers: Sequence[str] = NAMES,
     min_recall: float = 0.95,
     rounds: int = 3,
@@ -135,11 +136,6 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
     ids, truth = made.pop("ids"), np.load(exact)
     total = made["build_s"] + made["search_s"]
     flops = 2.0 * len(store.corpus) * queries.shape[1] * len(queries)
-    is_exact = name in (
-        "nearkin, stream",
-        "nearkin, flat",
-        *(p.name for p in PEERS if "xact" in p.name or "Flat" in p.name),
-    )
     return {
         **row,
         "build_s": made["build_s"],
@@ -149,19 +145,14 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
         "ratio": None,
         "mb": made["bytes"] / 1e6,
         "memory_mb": made["memory"],
-        "recall_10": shared(ids[:, :10], truth[:, :10]) if made["ordered"] else None,
-        "recall_k": shared(ids, truth),
-        "gflops": flops / made["search_s"] / 1e9 if is_exact or name.startswith("NumPy") else None,
+        "recall_10": recall_of(ids[:, :10], truth[:, :10])[0] if made["ordered"] else None,
+        "recall_k": recall_of(ids, truth)[0],
+        "gflops": flops / made["search_s"] / 1e9 if made["exact"] else None,
         "predicted_build_s": made.get("predicted_build_s"),
         "predicted_search_s": made.get("predicted_search_s"),
         "predicted_mb": made.get("predicted_mb"),
         "one_query_ms": made.get("one_query_ms"),
     }
-
-
-def shared(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -> float:
-    """The mean share of each row of `exact` that is in the same row of `found`."""
-    return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
 
 
 def _nearkin(
@@ -192,6 +183,7 @@ def _nearkin(
     return {
         "ids": ids,
         "ordered": True,
+        "exact": plan.kind.exact,
         "build_s": build,
         "search_s": statistics.median(times),
         "bytes": sum((store.path / block.file.path).stat().st_size for block in entry.blocks),
@@ -222,7 +214,7 @@ def _peer(
         begun = time.perf_counter()
         ids = peer.search(index, queries, k, effort)
         times = [time.perf_counter() - begun]
-        if len(peer.efforts) == 1 or shared(ids, exact) >= min_recall:
+        if len(peer.efforts) == 1 or recall_of(ids, exact)[0] >= min_recall:
             break
     for _ in range(rounds - 1):
         if times[0] > ONCE_FROM:
@@ -230,13 +222,12 @@ def _peer(
         begun = time.perf_counter()
         peer.search(index, queries, k, effort)
         times.append(time.perf_counter() - begun)
-    ordered = not name.startswith("NumPy")
-    search_s = statistics.median(times)
     return {
         "ids": ids,
-        "ordered": ordered,
+        "ordered": peer.ordered,
+        "exact": peer.exact,
         "build_s": build,
-        "search_s": search_s,
+        "search_s": statistics.median(times),
         "bytes": size,
         "memory": _megabytes(),
     }

@@ -78,7 +78,7 @@ def _told(entry: IndexEntry) -> str:
     """What a measured index is worth, for a person."""
     found = entry.settings
     effort = effort_for(found, found["k"])
-    how = f"{effort} of {found['lists']} lists" if "lists" in found else f"effort {effort}"
+    how = f"{effort} of {entry.lists} lists" if entry.lists else f"effort {effort}"
     return (
         f"        recall@{found['k']} {found['recall']:.3f} (standard error {found['recall_error']:.3f}) on queries "
         f"held back; {how}, {found['rerank']} times k scored again"

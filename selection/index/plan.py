@@ -171,13 +171,12 @@ class _Planner:
         size = self.rows * kind.bytes(self.dim)
         pair, again = trial.pair_seconds(self.dim)
         queries = self.wanted.queries
+        exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
-            search = queries * (self.rows * pair + trial.candidates(self.rows, AT) * again)
-            return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0, 0)[0], 0.0, search, 1.0, why)
+            return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0, 0)[0], 0.0, queries * exactly, 1.0, why)
         lists, visited = self._lists(kind, queries) if kind.lists else (0, 0.0)
         size += lists * self.dim * 4 + kind.training_bytes(self.dim)
         memory, block = self._memory(kind, lists, size)
-        exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         build = size * trial.write_seconds(self.folder)
         if kind.lists:
             made, search = self._list_seconds(kind, lists, visited, queries)

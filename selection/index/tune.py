@@ -21,7 +21,7 @@ from selection.index.blocks import AT, Blocks
 from selection.index.exact import stream_search
 from selection.index.kinds import Kind, Vectors
 from selection.index.kmeans import nearest_centroids
-from selection.index.ranking import Ids
+from selection.index.ranking import MOST_PASSAGES, Ids
 
 PROBES = 512
 DEPTHS = (10, 50, 200)
@@ -71,7 +71,8 @@ def without(ids: Ids, own: Ids, count: int) -> Ids:
 def recall_of(found: Ids, exact: Ids) -> tuple[float, float]:
     """(mean share of a row's exact neighbours that were found, its standard error)."""
     there = exact >= 0
-    hits = np.array([np.isin(e, f).sum() for e, f in zip(np.where(there, exact, -2), found, strict=True)])
+    row = np.arange(len(exact))[:, None] * MOST_PASSAGES  # so that one look-up serves all rows
+    hits = (np.isin(exact + row, (found + row)[found >= 0]) & there).sum(axis=1)
     shares = (hits / np.maximum(there.sum(axis=1), 1))[there.any(axis=1)]
     if len(shares) == 0:
         return 1.0, 0.0
@@ -118,7 +119,7 @@ def tune(
         lists = share_of_lists(kind, target)
         ranks = [_ranks(group, embeddings, blocks.centroids) for group in fit]
         settings["effort"] = {str(k): max(lists_for(r[:, :k], lists)[0] for r in ranks) for k in DEPTHS}
-        settings |= {"lists": blocks.lists, "curve": lists_for(ranks[0][:, :AT], target)[1]}
+        settings["curve"] = lists_for(ranks[0][:, :AT], target)[1]
     elif kind.name == "hnsw":
         settings["effort"] = {str(k): _search_effort(blocks, fit, k, target) for k in DEPTHS}
     settings["rerank"] = _rerank(kind, blocks, fit, settings, target, name)
