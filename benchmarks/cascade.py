@@ -21,9 +21,9 @@ from selection.files import atomic_write
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids
 from selection.querying import open_encoder
-from selection.selectors import encode_task
 from selection.store import Store
 from selection.task import read_task
+from selection.task_vectors import encode_task
 
 BLOCK = 8192
 APART = 0.75  # length of what is added to a repeated unit vector: two copies are then 0.64 alike

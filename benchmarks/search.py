@@ -34,9 +34,9 @@ from selection.index.search import Searcher
 from selection.index.tune import recall_of
 from selection.indexing import make_index
 from selection.querying import open_encoder
-from selection.selectors import encode_task
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.task import read_task
+from selection.task_vectors import encode_task
 
 MOVED = 0.95
 ONCE_FROM = 60.0

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from selection.encoders import STATIC
 from selection.errors import InputError, NearkinError
 from selection.files import atomic_folder, write_json
 from selection.guard import Duplicates, Guard, normalise
-from selection.selectors import CANDIDATES, Pool, Selector, find_selector
+from selection.selectors import CANDIDATES, Pool, Selector
+from selection.selectors.registry import find_selector
 from selection.store import Store
 from selection.task import read_task
 from selection.tokens import count_tokens
@@ -137,23 +137,19 @@ def select(
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
     for path in examples.unread:
         log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)
-    settings: dict[str, Any] = {"device": device, "index": index, "min_recall": min_recall, "report": report}
-    pool = Pool.of(opened, examples, encoder, seed=seed, **settings)
+    pool = Pool(opened, examples, encoder, seed, device, index, min_recall, report)
     opened.check_corpora()
     guard = Guard.of(examples, [Path(p) for p in exclude])
-    tokenizer = opened.manifest.encoders[pool.slug].model.removeprefix(STATIC)
     with atomic_folder(Path(out), overwrite) as folder:
-        table, tokens, removed = assemble(selector, pool, guard, budget, tokenizer)
+        table, tokens, removed = assemble(selector, pool, guard, budget)
         result = AugmentationSet(table, tokens, removed, time.perf_counter() - start)
         pq.write_table(table, folder / "augmentation.parquet", compression="zstd")
-        write_json(folder / "manifest.json", _manifest(result, pool, method, budget, exclude, tokenizer))
+        write_json(folder / "manifest.json", _manifest(result, pool, method, budget, exclude))
     opened.save_checked()
     return result
 
 
-def assemble(
-    selector: Selector, pool: Pool, guard: Guard, budget: Budget, tokenizer: str
-) -> tuple[pa.Table, int, Removed]:
+def assemble(selector: Selector, pool: Pool, guard: Guard, budget: Budget) -> tuple[pa.Table, int, Removed]:
     """Asks `selector` for candidates, more of them while too few survive, until the budget is met.
 
     Returns:
@@ -163,10 +159,10 @@ def assemble(
         InputError: nothing survives.
     """
     size = len(pool.corpus)
-    wanted = min(size, _first_guess(budget, pool, tokenizer))
+    wanted = min(size, _first_guess(budget, pool))
     while True:
         candidates = selector.candidates(pool, budget.k, wanted)
-        table, tokens, removed, full = _fill(candidates, selector.name, pool, guard, budget, tokenizer)
+        table, tokens, removed, full = _fill(candidates, selector.name, pool, guard, budget)
         if full or budget.k is not None or candidates.num_rows >= size or wanted >= size:
             break
         wanted = min(size, wanted * 2)
@@ -177,16 +173,16 @@ def assemble(
     return table, tokens, removed
 
 
-def _first_guess(budget: Budget, pool: Pool, tokenizer: str) -> int:
+def _first_guess(budget: Budget, pool: Pool) -> int:
     if budget.docs is not None:
         return budget.docs + 1
     sample = pool.corpus.take(np.linspace(0, len(pool.corpus) - 1, 64).astype(np.int64), ["text"])
-    mean = max(float(count_tokens(sample["text"], tokenizer).mean()), 1.0)
+    mean = max(float(count_tokens(sample["text"], pool.tokenizer).mean()), 1.0)
     return int((budget.tokens or 1) / mean * 1.2) + 16
 
 
 def _fill(
-    candidates: pa.Table, method: str, pool: Pool, guard: Guard, budget: Budget, tokenizer: str
+    candidates: pa.Table, method: str, pool: Pool, guard: Guard, budget: Budget
 ) -> tuple[pa.Table, int, Removed, bool]:
     removed, seen, parts = Removed(leaks=dict.fromkeys(guard.forbidden, 0)), Duplicates(), []
     docs = tokens = start = 0
@@ -199,7 +195,7 @@ def _fill(
             start += block.num_rows
             rows = pool.corpus.take(block["doc_id"].to_numpy())
             keep, normalised = _let_in(rows, guard, seen, removed)
-            counts = count_tokens(rows["text"].take(keep), tokenizer)
+            counts = count_tokens(rows["text"].take(keep), pool.tokenizer)
             fits = _fit(counts, budget, docs, tokens)
             full = fits < len(keep) or (budget.docs is not None and docs + fits >= budget.docs)
             keep, counts = keep[:fits], counts[:fits]
@@ -240,21 +236,28 @@ def _rows(candidates: pa.Table, rows: pa.Table, method: str) -> pa.Table:
 
 def _how(pool: Pool) -> dict[str, Any]:
     """How neighbours were found."""
+    if pool.encoder_name is None:
+        return {}
     return {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
 
 
 def _manifest(
-    result: AugmentationSet, pool: Pool, method: str, budget: Budget, exclude: Sequence[Path | str], tokenizer: str
+    result: AugmentationSet, pool: Pool, method: str, budget: Budget, exclude: Sequence[Path | str]
 ) -> dict[str, Any]:
     return {
         "store": str(pool.store.path),
         "task": str(pool.task.path),
         "method": method,
-        "parameters": {**asdict(budget), "encoder": pool.name, **_how(pool), "exclude": [str(p) for p in exclude]},
+        "parameters": {
+            **asdict(budget),
+            "encoder": pool.encoder_name,
+            **_how(pool),
+            "exclude": [str(p) for p in exclude],
+        },
         "seed": pool.seed,
         "passages": result.table.num_rows,
         "tokens": result.tokens,
-        "tokenizer": tokenizer,
+        "tokenizer": pool.tokenizer,
         "queries": len(pool.task.train_texts),
         "shares": result.shares,
         "removed": asdict(result.removed),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from selection.encoders import PRECISIONS, STATIC, cascade_model
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
-from selection.selectors import METHODS
 
 if TYPE_CHECKING:
     from selection.querying import Answer
@@ -213,7 +212,9 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         """,
     )
     _task_arguments(parser)
-    parser.add_argument("--method", choices=METHODS, default="knn", help="how to choose (default: knn)")
+    parser.add_argument(
+        "--method", metavar="M", default="knn", help="how to choose, as NAME[:PARAMETER=VALUE,...] (default: knn)"
+    )
     parser.add_argument("-k", type=positive, help="passages a task example, before duplicates go")
     parser.add_argument("--docs", metavar="N", type=positive, help="passages in all")
     parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")

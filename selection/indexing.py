@@ -14,9 +14,9 @@ from selection.index.build import build_index, current_index
 from selection.index.kinds import Vectors
 from selection.index.plan import QUERIES, IndexPlan, IndexWanted, plan_index
 from selection.querying import open_encoder
-from selection.selectors import encode_task
 from selection.store import IndexEntry, Store
 from selection.task import read_task
+from selection.task_vectors import encode_task
 
 log = logging.getLogger(__name__)
 

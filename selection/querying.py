@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,15 +106,14 @@ def query(
     Raises:
         NearkinError: no store, no task, a store of another encoder, a damaged file.
     """
-    from selection.selectors import Pool
+    from selection.selectors.pool import Pool
 
     if k < 1:
         raise NearkinError("-k must be at least 1")
     opened, examples = Store(store), read_task(task)
     if limit is not None:
         examples = Task(examples.path, {**examples.splits, "train": examples.splits["train"].slice(0, limit)})
-    settings: dict[str, Any] = {"device": device, "index": index, "min_recall": min_recall, "report": report}
-    pool = Pool.of(opened, examples, encoder, **settings)
+    pool = Pool(opened, examples, encoder, 0, device, index, min_recall, report)
     opened.check_corpora()
     start = encoded = time.perf_counter()
     if not pool.cascade and len(pool.queries):  # a cascade encodes them itself, by two encoders

@@ -8,6 +8,7 @@
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
     STORE/cascade/<encoder>/part-00000.arrow  only where a cascade had passages encoded in full; may be deleted
+    STORE/tasks/<encoder>/                   vectors of tasks' texts, so that each is encoded once; may be deleted
     STORE/index/<encoder>-<kind>/faiss.index + manifest.json
                                              faiss-00001.index and so on where the corpus takes more than one block
 

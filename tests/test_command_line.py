@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import resource
 import subprocess
@@ -227,6 +228,8 @@ def test_a_store_being_built_is_locked(cli: Cli, store: Path, task_folder: Path)
         assert_refused(cli("build", store), "another process is building")
         assert_refused(cli("index", store), "another process is building")
         assert cli("query", store, task_folder, "--limit", 1, "--json")[0] == 0
+    assert len(list((store / "tasks").rglob("*.arrow"))) == 1
+    shutil.rmtree(store / "tasks")
     assert snapshot(store) == before
 
 

@@ -15,9 +15,9 @@ from selection.building import build
 from selection.embedding import Embeddings
 from selection.index.search import search
 from selection.ingest import CorpusSpec
-from selection.selectors import encode_task
 from selection.store import Store
 from selection.task import Task, read_task
+from selection.task_vectors import encode_task
 from tests.conftest import write_task
 from tests.selection.test_index import assert_same_neighbours
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -36,10 +38,11 @@ def union(blocks: Iterable[pa.Table]) -> pa.Table:
     return found
 
 
+@dataclass
 class KnnSelector:
     """See `selection.selectors.Selector`. Without `k`, k doubles until the union holds `wanted` passages."""
 
-    name = "knn"
+    name: ClassVar[str] = "knn"
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         if k is not None:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from selection.selectors import CANDIDATES, Pool
+from selection.selectors import Pool
+from selection.selectors.ranked import candidate_table
 
 SHUFFLE_ROWS = 20_000_000
 
 
-class RandomSelector:
-    """See `selection.selectors.Selector`. With `k`, as many draws as kNN has candidates: k a task example.
+def draw(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """`count` of `size` numbers, int64, without replacement, in random order.
 
-    Up to `SHUFFLE_ROWS` passages the draw is a prefix of one shuffle, so a larger budget holds the smaller one's
-    passages; past that the shuffle would cost memory in step with the corpus, and only the draw itself is made.
+    Up to `SHUFFLE_ROWS` the draw is a prefix of one shuffle, so a larger draw holds the smaller one; past that the
+    shuffle would cost memory in step with the corpus, and only the draw itself is made.
     """
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(size)[:count] if size <= SHUFFLE_ROWS else rng.choice(size, count, replace=False)
+    return drawn.astype(np.int64)
 
-    name = "random"
+
+@dataclass
+class RandomSelector:
+    """See `selection.selectors.Selector`. With `k`, as many draws as kNN has candidates: k a task example."""
+
+    name: ClassVar[str] = "random"
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
-        size = len(pool.corpus)
-        count = min(size, k * len(pool.task.train_texts) if k is not None else wanted)
-        rng = np.random.default_rng(pool.seed)
-        drawn = rng.permutation(size)[:count] if size <= SHUFFLE_ROWS else rng.choice(size, count, replace=False)
-        columns = [
-            pa.array(drawn.astype(np.int64)),
-            pa.nulls(count, pa.float32()),
-            pa.array(np.arange(1, count + 1, dtype=np.int32)),
-            pa.array(np.full(count, -1, dtype=np.int32)),
-            pa.array(np.zeros(count, dtype=np.int32)),
-        ]
-        return pa.table(columns, schema=CANDIDATES)
+        return candidate_table(draw(len(pool.corpus), pool.count(k, wanted), pool.seed))

@@ -135,7 +135,7 @@ def test_neighbours_in_blocks_are_those_of_one_batch(
     built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(built, task_folder, tmp_path / "whole", docs=300).table
-    monkeypatch.setattr("selection.selectors.BLOCK_PAIRS", 50)
+    monkeypatch.setattr("selection.selectors.pool.BLOCK_PAIRS", 50)
     assert run(built, task_folder, tmp_path / "blocks", docs=300).table.equals(whole)
 
 

@@ -23,9 +23,9 @@ from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
-from selection.selectors import encode_task
 from selection.store import Store
 from selection.task import read_task
+from selection.task_vectors import encode_task
 
 
 def brute_force(

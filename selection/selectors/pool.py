@@ -1,0 +1,147 @@
+"""Pool: what a selector may draw on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from selection.cascade import cascade_neighbours
+from selection.choosing import full_encoder, stored_encoder
+from selection.corpus import Corpus
+from selection.embedding import Embeddings
+from selection.encoders import CASCADE, STATIC, Encoder, cascade_model, slug_of
+from selection.errors import StoreError
+from selection.index.ranking import neighbour_table
+from selection.index.search import Searcher
+from selection.models import DEFAULT_ENCODER
+from selection.querying import open_encoder
+from selection.store import Store
+from selection.task import Task
+from selection.task_vectors import encode_task
+
+log = logging.getLogger(__name__)
+
+BLOCK_PAIRS = 8_000_000
+
+
+@dataclass
+class Pool:
+    """What a selector may draw on: the corpus, the task, and vectors and neighbours on request.
+
+    An encoder is looked for only when a method asks for vectors, so methods that read text alone work on a store
+    without embeddings.
+
+    Attributes:
+        store, task: what was named.
+        encoder: one of the store's, or ``cascade[:MODEL]``; None where it has only one.
+        seed: for methods that draw.
+        device: where task texts are encoded and products formed.
+        index: the kind of index; None is the store's own.
+        min_recall: what a cascade promises.
+        report: told what a method plans and finds.
+    """
+
+    store: Store
+    task: Task
+    encoder: str | None = None
+    seed: int = 0
+    device: str | None = None
+    index: str | None = None
+    min_recall: float = 0.95
+    report: Callable[[str], None] = log.info
+    _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
+
+    @cached_property
+    def _resolved(self) -> tuple[str, bool]:
+        """(slug of the encoder whose embeddings are searched, whether it only says which passages to encode in full).
+
+        Raises:
+            StoreError: the store has no such embeddings.
+        """
+        store, model = self.store, cascade_model(self.encoder)
+        if model is None:
+            return open_encoder(store, self.encoder), False
+        static = [slug for slug, entry in store.manifest.encoders.items() if entry.model.startswith(STATIC)]
+        slug = static[0] if self.encoder == CASCADE and len(static) == 1 else slug_of(STATIC + model)
+        if slug not in store.manifest.encoders:
+            raise StoreError(
+                f"{store.path} has no static embeddings for a cascade: "
+                f"run `nearkin build {store.path} --encoder {self.encoder}` first"
+            )
+        entry = store.manifest.encoders[slug]
+        full = slug_of(entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
+        there = store.manifest.encoders.get(full)
+        if there is not None and all(shard.text in there.shards for _, _, shard in store.corpus.shards):
+            return full, False  # everything is encoded already
+        return slug, True
+
+    @property
+    def slug(self) -> str:
+        """The encoder whose embeddings are searched."""
+        return self._resolved[0]
+
+    @property
+    def cascade(self) -> bool:
+        """Whether that encoder, a static one, only says which passages the full one has to see."""
+        return self._resolved[1]
+
+    @property
+    def encoder_name(self) -> str | None:
+        """The encoder, as ``--encoder`` names it; None where no method asked for one."""
+        if "_resolved" not in self.__dict__:
+            return None
+        model = self.store.manifest.encoders[self.slug].model
+        return f"{CASCADE}:{model.removeprefix(STATIC)}" if self.cascade else self.slug
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """The model whose tokenizer counts tokens: that of the encoder, else the default one's."""
+        if self.encoder is not None or "_resolved" in self.__dict__:
+            return self.store.manifest.encoders[self.slug].model.removeprefix(STATIC)
+        models = [entry.model for entry in self.store.manifest.encoders.values()]
+        return models[0].removeprefix(STATIC) if models else DEFAULT_ENCODER
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return self.store.corpus
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """The corpus's vectors, shard by shard."""
+        return Embeddings(self.store, self.slug)
+
+    @cached_property
+    def queries(self) -> npt.NDArray[np.float32]:
+        """Vectors float32 [n, dim] of the task's training texts by the store's own encoder."""
+        return encode_task(self.store, self.slug, self.task, self.device)
+
+    def count(self, k: int | None, wanted: int) -> int:
+        """How many candidates a method owes that ranks all passages once: `k` a task example, else `wanted`."""
+        return min(len(self.corpus), wanted if k is None else k * len(self.task.train_texts))
+
+    def neighbours(self, k: int) -> Iterator[pa.Table]:
+        """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`.
+
+        In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that; by a cascade in one.
+        """
+        if self.cascade:
+            if self._encoders is None:
+                full = full_encoder(self.store, self.slug, self.device, self.report)
+                self._encoders = full, stored_encoder(self.store, self.slug, self.device)
+            full, cheap = self._encoders
+            scores, ids, _ = cascade_neighbours(
+                self.store, self.slug, full, cheap, self.task.train_texts, k, self.min_recall, self.report, self.seed
+            )
+            yield neighbour_table(scores, ids)
+            return
+        queries = self.queries
+        searcher = Searcher(self.store, self.slug, self.index, self.device)
+        at_once = max(1, BLOCK_PAIRS // k)
+        for start in range(0, len(queries), at_once):
+            yield searcher.search(queries[start : start + at_once], k, start)

@@ -1,0 +1,94 @@
+"""Methods by name: nearkin's own, and those that other packages bring through the entry point ``nearkin.selectors``.
+
+``--method`` names a method and sets its parameters: ``dsir``, ``dsir:draw=top``, ``mix:knn=0.8,random=0.2``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from selection.errors import NearkinError
+from selection.selectors import Selector
+
+GROUP = "nearkin.selectors"
+OURS = {
+    "knn": "knn:KnnSelector",
+    "random": "random:RandomSelector",
+}
+
+
+def method_names() -> list[str]:
+    """All methods there are: nearkin's own first."""
+    return [*OURS, *sorted({point.name for point in entry_points(group=GROUP)} - set(OURS))]
+
+
+def find_selector(method: str) -> Selector:
+    """The selector that ``NAME[:PARAMETER=VALUE,...]`` describes.
+
+    Raises:
+        NearkinError: no such method or parameter, with the nearest name; or a value that is none of its type.
+    """
+    name, _, settings = method.partition(":")
+    made = _class_of(name)
+    pairs = [part.partition("=") for part in settings.split(",") if part]
+    for key, equals, value in pairs:
+        if not key or not equals or not value:
+            raise NearkinError(f"--method {method}: write parameters as {name}:NAME=VALUE,NAME=VALUE")
+    given = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(given) < len(pairs):
+        raise NearkinError(f"--method {method}: a parameter is given twice")
+    if hasattr(made, "from_settings"):  # a method whose parameters have no fixed names
+        return made.from_settings(given)  # type: ignore[no-any-return]
+    types = get_type_hints(made)
+    fields = [f.name for f in dataclasses.fields(made) if f.init] if dataclasses.is_dataclass(made) else []
+    values = {}
+    for key, value in given.items():
+        if key not in fields:
+            has = f"it has {', '.join(fields)}" if fields else "it has none"
+            raise NearkinError(f"method {name} has no parameter {key!r}{_nearest(key, fields)}: {has}")
+        values[key] = _read(name, key, value, types[key])
+    return made(**values)  # type: ignore[no-any-return]
+
+
+def _class_of(name: str) -> Any:
+    if name in OURS:
+        module, _, attribute = OURS[name].partition(":")
+        return getattr(import_module(f"selection.selectors.{module}"), attribute)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                raise NearkinError(f"method {name} of {point.value} cannot be loaded: {error}") from error
+    names = method_names()
+    raise NearkinError(f"unknown method {name!r}{_nearest(name, names)}: choose one of {', '.join(names)}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(names), 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _read(method: str, key: str, value: str, kind: Any) -> Any:
+    """`value` as the type of the field: str, int, float, bool, each also with None; or a Literal's choice."""
+    options = getattr(kind, "__args__", ())
+    if options and all(isinstance(option, str) for option in options):
+        if value not in options:
+            raise NearkinError(f"method {method}: {key} is one of {', '.join(options)}, not {value!r}")
+        return value
+    for plain in options or (kind,):
+        if plain is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if plain in (int, float):
+            try:
+                return plain(value)
+            except ValueError:
+                continue
+        if plain is str:
+            return value
+    raise NearkinError(f"method {method}: {key} cannot be {value!r}")

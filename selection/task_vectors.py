@@ -1,0 +1,77 @@
+"""Vectors of a task's texts, by the encoder that wrote a store's embeddings; encoded once a store, then kept there.
+
+They lie in ``STORE/tasks/<encoder>/``, filed by the fingerprint of the texts, each file with the fingerprint of its
+encoder and a hash of its vectors, and may be deleted at any time. A read-only store is encoded for anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from selection.choosing import stored_encoder
+from selection.errors import NearkinError, StoreError
+from selection.files import TextFingerprint, atomic_write
+from selection.store import Store
+from selection.task import Task
+
+Vectors = npt.NDArray[np.float32]
+
+
+def encode_task(store: Store, slug: str, task: Task, device: str | None = None) -> Vectors:
+    """Vectors float32 [n, dim] of a task's training texts; see `encode_texts`."""
+    return encode_texts(store, slug, task.train_texts, device)
+
+
+def encode_texts(store: Store, slug: str, texts: pa.ChunkedArray, device: str | None = None) -> Vectors:
+    """Vectors float32 [n, dim] of texts (large_string [n]) by the encoder that wrote `slug`.
+
+    Raises:
+        StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
+    """
+    entry = store.manifest.encoders[slug]
+    digest = TextFingerprint()
+    digest.update(texts)
+    path = store.path / "tasks" / slug / f"{digest.value()[:32]}.arrow"
+    kept = _read(path, len(texts), entry.dim, entry.fingerprint)
+    if kept is not None:
+        return kept
+    encoder = stored_encoder(store, slug, device)
+    if encoder.fingerprint != entry.fingerprint:
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model}: "
+            f"use that one, or run `nearkin build {store.path}` to embed it anew"
+        )
+    vectors = encoder.encode(texts)
+    with contextlib.suppress(OSError, NearkinError):  # a read-only store is encoded for anew
+        _write(path, vectors, entry.fingerprint)
+    return vectors
+
+
+def _write(path: Path, vectors: Vectors, encoder: str) -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    about = {"encoder": encoder, "sha256": hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()}
+    schema = pa.schema([pa.field("embedding", column.type, nullable=False)], metadata=about)
+    with atomic_write(path) as aside, pa.ipc.new_file(str(aside), schema) as writer:
+        writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
+    """What is kept at `path`, if it is whole and of this encoder."""
+    if not path.exists():
+        return None
+    try:
+        with pa.OSFile(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        about = table.schema.metadata or {}
+        values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors: Vectors = values.astype(np.float32, copy=False).reshape(rows, dim)
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+    whole = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest().encode() == about.get(b"sha256")
+    return vectors if whole and about.get(b"encoder") == encoder.encode() else None
