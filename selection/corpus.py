@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.columnar import ColumnarFile, open_columnar
-from selection.errors import InputError
+from selection.errors import InputError, StoreError
+from selection.files import TextFingerprint
 from selection.reading import text_column
 
 SHARD_ROWS = 8_192
@@ -70,6 +71,23 @@ class Corpus:
         """The texts of one shard, large_string, in doc_id order."""
         batches = self._read(shard, ["text"], None)
         return pa.chunked_array([batch.column("text") for batch in batches], pa.large_string())
+
+    def unchanged_texts(self, shard: int) -> pa.ChunkedArray:
+        """The texts of one shard, if they still are the ones that were scanned; a build can outlast an edit.
+
+        Raises:
+            StoreError: they are not.
+        """
+        entry, digest = self.shards[shard][2], TextFingerprint()
+        changed = f"{entry.path} has changed since it was read: run the same build again"
+        try:
+            texts = self.texts(shard)
+        except (InputError, pa.ArrowException, OSError) as error:
+            raise StoreError(changed) from error
+        digest.update(texts)
+        if digest.value() != entry.text:
+            raise StoreError(changed)
+        return texts
 
     def take(self, doc_ids: npt.NDArray[np.int64], columns: Sequence[str] = ("id", "text", "source")) -> pa.Table:
         """Rows for `doc_ids` (int64 [n], any order, repeats allowed), with columns of `PASSAGE`.

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from selection.corpus import Corpus
 from selection.encoders import Encoder
-from selection.errors import InputError, ModelError, StoreError
-from selection.files import TextFingerprint, atomic_write, fingerprint, release_memory
+from selection.errors import ModelError, StoreError
+from selection.files import atomic_write, fingerprint, release_memory
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def embed_here(
 
 
 def _prepare(corpus: Corpus, position: int, encoder: Encoder) -> Any:
-    return encoder.prepare(_unchanged_texts(corpus, position))
+    return encoder.prepare(corpus.unchanged_texts(position))
 
 
 def _encode_shard(prepared: Any, encoder: Encoder, rows: int, bar: tqdm[None]) -> npt.NDArray[np.float16]:
@@ -150,20 +150,6 @@ def _encode_shard(prepared: Any, encoder: Encoder, rows: int, bar: tqdm[None]) -
         )
     bar.update(before + rows - bar.n)
     return vectors
-
-
-def _unchanged_texts(corpus: Corpus, position: int) -> pa.ChunkedArray:
-    """A shard's texts, if they still are the ones that were scanned; a build can outlast an edit of its corpus."""
-    shard, digest = corpus.shards[position][2], TextFingerprint()
-    changed = f"{shard.path} has changed since it was read: run the same build again"
-    try:
-        texts = corpus.texts(position)
-    except (InputError, pa.ArrowException, OSError) as error:
-        raise StoreError(changed) from error
-    digest.update(texts)
-    if digest.value() != shard.text:
-        raise StoreError(changed)
-    return texts
 
 
 def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:

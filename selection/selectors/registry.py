@@ -19,6 +19,7 @@ GROUP = "nearkin.selectors"
 OURS = {
     "knn": "knn:KnnSelector",
     "random": "random:RandomSelector",
+    "dsir": "dsir:DsirSelector",
 }
 
 
