@@ -209,6 +209,13 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         nearkin select store tasks/chemprot --method knn -k 50 --out knn50
         nearkin select store tasks/chemprot --method random --tokens 1000000 --seed 1 --out random1m
         nearkin select store tasks/chemprot --method knn --docs 5000 --exclude other-test.jsonl --out knn5k
+        nearkin select store tasks/chemprot --method dsir --tokens 1000000 --out dsir1m
+        nearkin select store tasks/chemprot --method mix:knn=0.8,random=0.2 --docs 5000 --order curriculum --out mixed
+        nearkin select store tasks/chemprot --method domain:source=biomed --out dapt
+        nearkin select store tasks/chemprot --method curated:file=mine.jsonl --out curated
+
+        methods (docs/selectors.md says what each does and costs):
+          knn random domain curated:file=FILE dsir bm25 tsds ot cluster classifier mix:METHOD=SHARE,METHOD=SHARE
         """,
     )
     _task_arguments(parser)
@@ -220,6 +227,12 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")
     parser.add_argument(
         "--exclude", metavar="FILE", nargs="+", action="extend", default=[], help="texts that must not be selected"
+    )
+    parser.add_argument(
+        "--order",
+        choices=("rank", "random", "curriculum"),
+        default="rank",
+        help="of the rows: nearest first, shuffled, or farthest first and nearest last (default: rank)",
     )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", metavar="DIR", required=True, help="gets augmentation.parquet and manifest.json")
@@ -385,6 +398,7 @@ def run_select(args: argparse.Namespace) -> int:
         args.method,
         None if limits == (None, None, None) else Budget(*limits),
         exclude=args.exclude,
+        order=args.order,
         encoder=args.encoder,
         index=args.index,
         seed=args.seed,
@@ -394,7 +408,7 @@ def run_select(args: argparse.Namespace) -> int:
         report=_to_stderr,
     )
     leaks = ", ".join(f"{count:,} {reason}" for reason, count in result.removed.leaks.items())
-    print(f"{args.out}: {result.table.num_rows:,} passages, {result.tokens:,} tokens, {human_seconds(result.seconds)}")
+    print(f"{args.out}: {result.passages:,} passages, {result.tokens:,} tokens, {human_seconds(result.seconds)}")
     print("share   " + ", ".join(f"{source} {share:.1%}" for source, share in result.shares.items()))
     print(f"removed {result.removed.duplicates:,} duplicates; texts of the task or excluded: {leaks or 'none'}")
     return 0

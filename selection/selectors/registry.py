@@ -19,7 +19,15 @@ GROUP = "nearkin.selectors"
 OURS = {
     "knn": "knn:KnnSelector",
     "random": "random:RandomSelector",
+    "domain": "domain:DomainSelector",
+    "curated": "curated:CuratedSelector",
     "dsir": "dsir:DsirSelector",
+    "bm25": "bm25:Bm25Selector",
+    "tsds": "tsds:TsdsSelector",
+    "ot": "ot:OtSelector",
+    "cluster": "cluster:ClusterSelector",
+    "classifier": "classifier:ClassifierSelector",
+    "mix": "mix:MixSelector",
 }
 
 
@@ -53,7 +61,11 @@ def find_selector(method: str) -> Selector:
             has = f"it has {', '.join(fields)}" if fields else "it has none"
             raise NearkinError(f"method {name} has no parameter {key!r}{_nearest(key, fields)}: {has}")
         values[key] = _read(name, key, value, types[key])
-    return made(**values)  # type: ignore[no-any-return]
+    try:
+        return made(**values)  # type: ignore[no-any-return]
+    except TypeError as error:  # a parameter without default
+        required = [f.name for f in dataclasses.fields(made) if f.init and f.default is dataclasses.MISSING]
+        raise NearkinError(f"method {name} needs {name}:{required[0]}=VALUE") from error
 
 
 def _class_of(name: str) -> Any:

@@ -85,13 +85,23 @@ def test_budgets_are_kept_and_nearly_used(built: Path, task_folder: Path, tmp_pa
         Budget(docs=0)
 
 
-def test_the_whole_corpus_can_be_asked_for(
-    built: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    result = run(built, task_folder, tmp_path / "all", "random", docs=10_000)
+def test_the_whole_corpus_can_be_asked_for(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    result = run(built, task_folder, tmp_path / "all", "random", docs=600)
     assert result.table.num_rows + result.removed.duplicates == 600
-    assert "not reached" in caplog.text
-    assert run(built, task_folder, tmp_path / "near", docs=10_000).table.num_rows == result.table.num_rows
+    assert run(built, task_folder, tmp_path / "near", docs=600).table.num_rows == result.table.num_rows
+    everything = run(built, task_folder, tmp_path / "domain", "domain", everything=True).table
+    assert everything["doc_id"].to_pylist() == sorted(everything["doc_id"].to_pylist())
+    assert everything.num_rows == result.table.num_rows
+
+
+@pytest.mark.parametrize("budget", [{"docs": 601}, {"k": 601}, {"tokens": 10_000_000}])
+def test_a_budget_larger_than_the_corpus_is_refused(
+    built: Path, task_folder: Path, tmp_path: Path, budget: dict[str, int]
+) -> None:
+    for method in ("random", "knn", "dsir"):
+        with pytest.raises(InputError, match="is more than the"):
+            run(built, task_folder, tmp_path / "set", method, **budget)
+        assert not list(tmp_path.iterdir())
 
 
 def test_random_is_reproducible_by_seed_and_nested(built: Path, task_folder: Path, tmp_path: Path) -> None:
@@ -121,10 +131,11 @@ def leaky(tiny_encoder: Path, task_folder: Path, tmp_path: Path) -> tuple[Path, 
 
 @pytest.mark.parametrize("method", ["knn", "random"])
 def test_nothing_of_the_task_is_selected(
-    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path, method: str
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, task = leaky
-    result = run(store, task_folder, tmp_path / "set", method, docs=1000)
+    result = run(store, task_folder, tmp_path / "set", method, docs=83)
+    assert "the budget was not reached" in caplog.text
     assert sorted(result.table["doc_id"].to_pylist()) in ([80, 82], [81, 82])
     sizes = {split: table.num_rows for split, table in task.splits.items()}
     assert result.removed.leaks == sizes

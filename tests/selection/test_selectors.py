@@ -1,0 +1,173 @@
+"""Every method keeps the same promises; parameters, mixes, the user's own passages and other packages' methods."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selection.augmentation import AUGMENTATION, Budget, select
+from selection.errors import InputError, NearkinError
+from selection.selectors import CANDIDATES
+from selection.selectors.dsir import DsirSelector
+from selection.selectors.pool import Pool
+from selection.selectors.random import RandomSelector
+from selection.selectors.registry import find_selector, method_names
+from selection.store import Store
+from selection.task import read_task
+from tests.conftest import Cli
+
+EVERY = [
+    "knn",
+    "random",
+    "domain",
+    "dsir",
+    "dsir:draw=top",
+    "mix:knn=0.5,random=0.3,dsir=0.2",
+]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_keeps_its_budget_and_gives_the_same_bytes_again(
+    built: Path, task_folder: Path, tmp_path: Path, method: str
+) -> None:
+    for name in ("first", "again"):
+        select(built, task_folder, tmp_path / name, method, Budget(docs=40), seed=5)
+    first, again = (tmp_path / name / "augmentation.parquet" for name in ("first", "again"))
+    assert first.read_bytes() == again.read_bytes()
+    table = pq.read_table(first)
+    assert table.schema.equals(AUGMENTATION)
+    assert table.num_rows == len(set(table["doc_id"].to_pylist())) == 40
+    assert min(table["query_id"].to_pylist()) >= -1
+    tokens = select(built, task_folder, tmp_path / "tokens", method, Budget(tokens=3000), seed=5).tokens
+    assert 2500 < tokens <= 3000
+    each = select(built, task_folder, tmp_path / "each", method, Budget(k=2), seed=5)
+    assert 0 < each.passages <= 80
+
+
+@pytest.mark.parametrize("method", [m for m in EVERY if not m.startswith(("knn", "mix"))])
+def test_candidates_asked_again_with_more_are_those_before_and_more(
+    built: Path, task_folder: Path, method: str
+) -> None:
+    pool = Pool(Store(built), read_task(task_folder))
+    selector = find_selector(method)
+    few, more = selector.candidates(pool, None, 20), selector.candidates(pool, None, 300)
+    assert more.schema.equals(CANDIDATES)
+    assert more.num_rows >= 300
+    assert few.slice(0, 20).equals(more.slice(0, 20))
+
+
+def test_names_and_parameters() -> None:
+    assert find_selector("dsir:draw=top,buckets=500,min_words=10") == DsirSelector("top", 500, 10)
+    assert isinstance(find_selector("random"), RandomSelector)
+    for wrong, sentence in {
+        "knnn": "did you mean knn",
+        "DSIR": "did you mean dsir",
+        "bogus": "choose one of knn, random",
+        "dsir:bucket=5": "no parameter 'bucket', did you mean buckets",
+        "dsir:draw=worst": "draw is one of gumbel, top",
+        "dsir:buckets=many": "buckets cannot be 'many'",
+        "dsir:buckets": "write parameters as dsir:NAME=VALUE",
+        "dsir:buckets=5,buckets=6": "given twice",
+        "random:draw=top": "it has none",
+        "curated": "needs curated:file=VALUE",
+        "mix:knn=1": "at least two methods",
+        "mix:knn=1,random=-1": "share of random must be a number above 0",
+        "mix:knn=1,curated=1": "needs curated:file",
+        "mix:knn=1,mix=1": "at least two methods",
+    }.items():
+        with pytest.raises(NearkinError, match=sentence.replace("(", r"\(")):
+            find_selector(wrong)
+
+
+def test_an_unknown_method_is_one_sentence(cli: Cli, built: Path, task_folder: Path, tmp_path: Path) -> None:
+    code, out, err = cli("select", built, task_folder, "--method", "knm", "--docs", 5, "--out", tmp_path / "set")
+    assert (code, out) == (1, "")
+    assert "did you mean knn?" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_orders(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    tables = {
+        order: select(built, task_folder, tmp_path / order, "knn", Budget(docs=50), order=order).table
+        for order in ("rank", "random", "curriculum")
+    }
+    assert tables["curriculum"].to_pylist() == tables["rank"].to_pylist()[::-1]
+    shuffled = tables["random"].to_pylist()
+    assert shuffled != tables["rank"].to_pylist()
+    assert sorted(r["doc_id"] for r in shuffled) == sorted(tables["rank"]["doc_id"].to_pylist())
+    with pytest.raises(NearkinError, match="unknown order"):
+        select(built, task_folder, tmp_path / "x", "knn", Budget(docs=5), order="upwards")
+
+
+def test_a_mix_has_its_shares_whatever_the_budget(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    for docs in (20, 100):
+        table = select(built, task_folder, tmp_path / str(docs), "mix:knn=3,random=1", Budget(docs=docs)).table
+        counts = Counter(table["method"].to_pylist())
+        assert abs(counts["knn"] - 0.75 * docs) <= 4
+        by_method = {method: table.filter(pa.compute.equal(table["method"], method)) for method in counts}
+        assert min(by_method["knn"]["query_id"].to_pylist()) >= 0
+        assert set(by_method["random"]["query_id"].to_pylist()) == {-1}
+    everything = select(built, task_folder, tmp_path / "all", "mix:knn=1,random=1", Budget(docs=600))
+    assert everything.passages + everything.removed.duplicates == 600
+
+
+def test_a_domain_is_everything_or_a_uniform_part(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    part = select(built, task_folder, tmp_path / "part", "domain:source=docs", Budget(docs=60)).table
+    assert part["doc_id"].to_pylist() != sorted(part["doc_id"].to_pylist())
+    assert 200 < sum(part["doc_id"].to_pylist()) / 60 < 400
+    with pytest.raises(InputError, match="no corpus 'other': it has docs"):
+        select(built, task_folder, tmp_path / "none", "domain:source=other")
+
+
+def test_curated_passages_come_from_the_file_and_are_guarded(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    test_text = read_task(task_folder).splits["test"]["text"][0].as_py()
+    lines = ["A passage of my own.", test_text.upper(), "a passage OF my own", "Another one."]
+    (tmp_path / "mine.txt").write_text("\n".join(line.replace("\n", " ") for line in lines) + "\n")
+    result = select(built, task_folder, tmp_path / "set", f"curated:file={tmp_path / 'mine.txt'}")
+    assert result.table["text"].to_pylist() == [lines[0], lines[3]]
+    assert result.table["doc_id"].to_pylist() == [0, 3]
+    assert result.shares == {"mine": 1.0}
+    assert (result.removed.duplicates, result.removed.leaks["test"]) == (1, 1)
+    with pytest.raises(InputError, match="does not exist"):
+        select(built, task_folder, tmp_path / "none", "curated:file=nowhere.jsonl")
+
+
+def test_a_method_of_another_package(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "longest.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "import numpy as np\n"
+        "import pyarrow.compute as pc\n"
+        "from selection.selectors.ranked import candidate_table\n"
+        "@dataclass\n"
+        "class Longest:\n"
+        "    least: int = 0\n"
+        "    name: ClassVar[str] = 'longest'\n"
+        "    def candidates(self, pool, k, wanted):\n"
+        "        texts = [pool.corpus.texts(shard) for shard in range(len(pool.corpus.shards))]\n"
+        "        sizes = np.concatenate([pc.utf8_length(text) for text in texts])\n"
+        "        order = np.argsort(-sizes, kind='stable')\n"
+        "        order = order[sizes[order] >= self.least]\n"
+        "        return candidate_table(order[: pool.count(k, wanted)], sizes[order][: pool.count(k, wanted)])\n"
+    )
+    about = tmp_path / "longest-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: longest\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[nearkin.selectors]\nlongest = longest:Longest\nbroken = longest:Gone\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert method_names()[-2:] == ["broken", "longest"]
+    table = select(built, task_folder, tmp_path / "set", "longest:least=20", Budget(docs=10)).table
+    lengths = [len(text) for text in table["text"].to_pylist()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert table["score"].to_pylist() == lengths
+    with pytest.raises(NearkinError, match="method broken of longest:Gone cannot be loaded"):
+        find_selector("broken")
+    sys.modules.pop("longest", None)
