@@ -110,7 +110,7 @@ def _run_arm(
     result = finetune(model, task, folder / "results" / name, settings=training, overwrite=overwrite)
     return Arm(
         name,
-        chosen.table.num_rows if chosen else None,
+        chosen.passages if chosen else None,
         round(chosen.seconds, 2) if chosen else None,
         adapted.tokens_seen if adapted else None,
         round(float(adapted.held_out_loss["after"] or 0), 3) if adapted else None,
