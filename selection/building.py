@@ -58,15 +58,7 @@ class BuildPlan:
 
     def lines(self) -> list[str]:
         """The plan for a person."""
-        rows = []
-        for corpus in self.corpora:
-            left = [
-                f"{n} {what}" for n, what in ((corpus.blank, "blank"), (corpus.filtered, "left out by --where")) if n
-            ]
-            rows.append(
-                f"corpus  {corpus.name}: {corpus.passages:,} passages, {human_bytes(corpus.text_bytes)} of text, "
-                f"{len(corpus.shards)} shards" + (f" ({', '.join(left)})" if left else "")
-            )
+        rows = [corpus_line(corpus) for corpus in self.corpora]
         encoder, embedding = self.choice.encoder, self.embedding
         recall = f", recall {self.settings['recall']:.3f}" if "recall" in self.settings else ""
         how = f"{encoder.precision} in {encoder.engine}{recall}"
@@ -82,6 +74,15 @@ class BuildPlan:
         memory = "" if self.memory is None else f"; memory at most about {human_bytes(self.memory)}"
         rows.append(f"disk    {human_bytes(self.disk_bytes)} more{memory}")
         return rows
+
+
+def corpus_line(corpus: CorpusEntry) -> str:
+    """What was read of a corpus, for a person."""
+    left = [f"{n} {what}" for n, what in ((corpus.blank, "blank"), (corpus.filtered, "left out by --where")) if n]
+    return (
+        f"corpus  {corpus.name}: {corpus.passages:,} passages, {human_bytes(corpus.text_bytes)} of text, "
+        f"{len(corpus.shards)} shards" + (f" ({', '.join(left)})" if left else "")
+    )
 
 
 @dataclass
@@ -157,16 +158,13 @@ def build(
     goal = index if isinstance(index, IndexWanted) else IndexWanted(index or KEPT, min_recall)
     if goal.kind not in (KEPT, "auto", "stream"):
         load_faiss()
-    if len({c.name for c in corpora}) < len(corpora):
-        raise InputError("two corpora have the same name: give each --corpus a name of its own")
     existed = Path(store).exists()
     opened = Store(store, create=True)
     seconds = {}
     finished = False
     try:
         with opened.lock():
-            if not opened.manifest.corpora and not corpora:
-                raise StoreError(f"{store} holds no corpus yet: name one with --corpus NAME=PATH")
+            _check_named(opened, corpora)
             wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds)
             check_wanted(opened, wanted)
             start = time.perf_counter()
@@ -200,6 +198,35 @@ def build(
     finally:
         if not finished and not existed:
             _forget(Path(store))
+
+
+def collect(
+    store: Path | str, corpora: Sequence[CorpusSpec] = (), *, report: Callable[[str], None] = log.info
+) -> list[CorpusEntry]:
+    """A build without its embeddings (``build --encoder none``): enough for methods that read text alone.
+
+    Raises:
+        NearkinError: anything the user can put right.
+    """
+    existed = Path(store).exists()
+    opened = Store(store, create=True)
+    try:
+        with opened.lock():
+            _check_named(opened, corpora)
+            _ingest_all(opened, corpora)
+    finally:
+        if not existed:
+            _forget(Path(store))
+    for corpus in opened.manifest.corpora:
+        report(corpus_line(corpus))
+    return opened.manifest.corpora
+
+
+def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
+    if len({c.name for c in corpora}) < len(corpora):
+        raise InputError("two corpora have the same name: give each --corpus a name of its own")
+    if not store.manifest.corpora and not corpora:
+        raise StoreError(f"{store.path} holds no corpus yet: name one with --corpus NAME=PATH")
 
 
 def _forget(path: Path) -> None:

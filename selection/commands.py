@@ -80,7 +80,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--encoder",
         metavar="E",
         help="a sentence-transformers model; static:MODEL, a hundred times faster and less exact; or cascade:MODEL, "
-        "which embeds by the static one and lets query and select find the model's own neighbours from there "
+        "which embeds by the static one and lets query and select find the model's own neighbours from there; or none, "
+        "which is enough for methods that read text alone "
         f"(default: the store's, else {DEFAULT_ENCODER})",
     )
     parser.add_argument(
@@ -274,12 +275,17 @@ def seed(text: str) -> int:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from selection.building import KEPT, build
+    from selection.building import KEPT, build, collect
     from selection.files import human_seconds
     from selection.index.plan import IndexWanted
     from selection.ingest import CorpusSpec, parse_corpus
 
     named = [parse_corpus(argument) for argument in args.corpus]
+    if args.encoder == "none":
+        corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk) for n, path in named]
+        read = collect(args.store, corpora, report=lambda line: print(line, flush=True))
+        print(f"done    {args.store}: {sum(c.passages for c in read):,} passages, none embedded")
+        return 0
     model = (cascade_model(args.encoder) or args.encoder.removeprefix(STATIC)) if args.chunk and args.encoder else None
     corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk, model) for n, path in named]
     result = build(

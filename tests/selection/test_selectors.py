@@ -171,3 +171,19 @@ def test_a_method_of_another_package(
     with pytest.raises(NearkinError, match="method broken of longest:Gone cannot be loaded"):
         find_selector("broken")
     sys.modules.pop("longest", None)
+
+
+def test_a_store_without_embeddings_serves_methods_that_read_text(
+    cli: Cli, corpus_file: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    code, out, _ = cli("build", store, "--corpus", f"docs={corpus_file}", "--encoder", "none")
+    assert code == 0
+    assert "600 passages, none embedded" in out
+    for method in ("dsir", "random"):
+        assert cli("select", store, task_folder, "--method", method, "--docs", 10, "--out", tmp_path / method)[0] == 0
+    code, _, err = cli("select", store, task_folder, "--method", "knn", "--docs", 10, "--out", tmp_path / "knn")
+    assert code == 1
+    assert f"has no embeddings yet: run `nearkin build {store}`" in err
+    assert cli("build", tmp_path / "empty", "--encoder", "none")[0] == 1
+    assert not (tmp_path / "empty").exists()
