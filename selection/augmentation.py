@@ -89,7 +89,9 @@ class AugmentationSet:
         tokens: by the encoder's tokenizer, special tokens left out.
         shares: share of the passages by corpus, largest first.
         removed: what the gate kept out.
-        seconds: of selection, the encoding of the task included.
+        seconds: of selection in all.
+        stages: of these, what encoding the task (``encode``), ranking the passages (``rank``) and reading, guarding and
+            writing them (``fill``) took.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class AugmentationSet:
     shares: dict[str, float]
     removed: Removed
     seconds: float
+    stages: dict[str, float]
 
     @cached_property
     def table(self) -> pa.Table:
@@ -109,7 +112,7 @@ def select(
     store: Path | str,
     task: Path | str,
     out: Path | str,
-    method: str = "knn",
+    method: str | Selector = "knn",
     budget: Budget | None = None,
     *,
     exclude: Sequence[Path | str] = (),
@@ -126,7 +129,7 @@ def select(
 
     Args:
         store, task: folders (the task may be one jsonl file).
-        method: ``NAME[:PARAMETER=VALUE,...]``, see `selection.selectors.registry`.
+        method: ``NAME[:PARAMETER=VALUE,...]``, see `selection.selectors.registry`; or a selector.
         budget: how much; where None, everything for methods that take all there is, else 50 passages a task example.
         exclude: files of texts that must not be selected.
         order: of the rows: ``rank`` (nearest first), ``random``, or ``curriculum`` (farthest first, nearest last).
@@ -143,7 +146,8 @@ def select(
     start = time.perf_counter()
     if order not in ORDERS:
         raise NearkinError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
-    selector, opened, examples = find_selector(method), Store(store), read_task(task)
+    selector = find_selector(method) if isinstance(method, str) else method
+    opened, examples = Store(store), read_task(task)
     budget = budget or (Budget(everything=True) if getattr(selector, "everything", False) else Budget(k=50))
     if examples.path.is_file():
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
@@ -158,8 +162,13 @@ def select(
         _write_in_order(scratch, folder / "augmentation.parquet", order, seed)
         scratch.unlink()
         seconds = time.perf_counter() - start
-        result = AugmentationSet(Path(out), filled.passages, filled.tokens, filled.shares, filled.gate.removed, seconds)
-        write_json(folder / "manifest.json", _manifest(result, pool, method, budget, exclude, order))
+        result = AugmentationSet(
+            Path(out), filled.passages, filled.tokens, filled.shares, filled.gate.removed, seconds, dict(pool.seconds)
+        )
+        write_json(
+            folder / "manifest.json",
+            _manifest(result, pool, method if isinstance(method, str) else selector.name, budget, exclude, order),
+        )
     opened.save_checked()
     return result
 
@@ -177,14 +186,21 @@ def assemble(selector: Selector, pool: Pool, guard: Guard, budget: Budget, scrat
     size = len(corpus)
     budget.check(size)
     wanted = size if budget.everything else min(size, _first_guess(budget, corpus, pool.tokenizer))
+    stages = pool.seconds
+    stages |= {"rank": 0.0, "fill": 0.0}
     while True:
+        start = time.perf_counter()
         candidates = selector.candidates(pool, budget.k, wanted)
+        ranked = time.perf_counter()
         filling = _Filling(selector.name, corpus, Gate(guard), budget, pool.tokenizer)
         with pa.ipc.new_file(str(scratch), AUGMENTATION) as writer:
             filling.take(candidates, writer)
+        stages["rank"] += ranked - start
+        stages["fill"] += time.perf_counter() - ranked
         if filling.full or budget.k is not None or wanted >= size or candidates.num_rows >= size:
             break
         wanted = min(size, wanted * 2)
+    stages["rank"] -= stages.get("encode", 0.0)
     if filling.passages == 0:
         raise InputError("nothing was selected: every candidate is a text of the task, excluded, or over the budget")
     if not filling.full and budget.k is None and not budget.everything:
@@ -297,5 +313,6 @@ def _manifest(
         "shares": result.shares,
         "removed": asdict(result.removed),
         "seconds": round(result.seconds, 3),
+        "stages": {stage: round(taken, 3) for stage, taken in result.stages.items()},
         "versions": versions(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +46,7 @@ class Pool:
         index: the kind of index; None is the store's own.
         min_recall: what a cascade promises.
         report: told what a method plans and finds.
+        seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
     """
 
     store: Store
@@ -55,6 +57,7 @@ class Pool:
     index: str | None = None
     min_recall: float = 0.95
     report: Callable[[str], None] = log.info
+    seconds: dict[str, float] = field(default_factory=dict)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
 
     @cached_property
@@ -119,7 +122,10 @@ class Pool:
     @cached_property
     def queries(self) -> npt.NDArray[np.float32]:
         """Vectors float32 [n, dim] of the task's training texts by the store's own encoder."""
-        return encode_task(self.store, self.slug, self.task, self.device)
+        start = time.perf_counter()
+        vectors = encode_task(self.store, self.slug, self.task, self.device)
+        self.seconds["encode"] = time.perf_counter() - start
+        return vectors
 
     def count(self, k: int | None, wanted: int) -> int:
         """How many candidates a method owes that ranks all passages once: `k` a task example, else `wanted`."""
