@@ -1,10 +1,9 @@
-"""Augmentation set: a selector's candidates, guarded, without duplicates, cut to a budget, with provenance."""
+"""Augmentation set: a selected set as files, with what it was made from; the function behind `select`."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,71 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from selection.corpus import Corpus
-from selection.errors import InputError, NearkinError
+from selection.errors import NearkinError
 from selection.files import atomic_folder, write_json
-from selection.gate import Gate, Removed
+from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
+from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
+from selection.reading import read_table, text_column
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.selectors.registry import find_selector
 from selection.store import Store
 from selection.task import read_task
-from selection.tokens import count_tokens
+from selection.task_vectors import encode_texts
 from selection.versions import versions
+from selection.writing import check_format, write_table
+
+__all__ = ["AUGMENTATION", "AugmentationSet", "Budget", "select"]
 
 log = logging.getLogger(__name__)
 
-BLOCK = 8192
 ORDERS = ("rank", "random", "curriculum")
-AUGMENTATION = pa.schema(
-    [
-        ("doc_id", pa.int64()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("text", pa.large_string()),
-        ("method", pa.string()),
-        ("score", pa.float32()),
-        ("rank", pa.int32()),
-        ("query_id", pa.int32()),
-        ("n_queries", pa.int32()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much to select; the first limit that is reached ends the set.
-
-    Attributes:
-        k: passages a task example, before duplicates are removed.
-        docs: passages in all.
-        tokens: tokens in all, never exceeded.
-        everything: no limit, for methods that take all there is.
-    """
-
-    k: int | None = None
-    docs: int | None = None
-    tokens: int | None = None
-    everything: bool = False
-
-    def __post_init__(self) -> None:
-        given = [value for value in (self.k, self.docs, self.tokens) if value is not None]
-        if not given and not self.everything:
-            raise NearkinError("say how much to select: -k, --docs or --tokens")
-        if given and min(given) < 1:
-            raise NearkinError("-k, --docs and --tokens must be at least 1")
-
-    def check(self, size: int) -> None:
-        """Raises InputError where a corpus of `size` passages cannot fill it."""
-        for value, flag in ((self.docs, "--docs"), (self.k, "-k")):
-            if value is not None and value > size:
-                raise InputError(f"{flag} {value:,} is more than the {size:,} passages there are: ask for fewer")
 
 
 @dataclass(frozen=True)
@@ -117,6 +73,8 @@ def select(
     *,
     exclude: Sequence[Path | str] = (),
     order: str = "rank",
+    near: str = "ngrams",
+    removed: Path | str | None = None,
     encoder: str | None = None,
     index: str | None = None,
     seed: int = 0,
@@ -133,6 +91,9 @@ def select(
         budget: how much; where None, everything for methods that take all there is, else 50 passages a task example.
         exclude: files of texts that must not be selected.
         order: of the rows: ``rank`` (nearest first), ``random``, or ``curriculum`` (farthest first, nearest last).
+        near: what else than equal texts is kept out: ``ngrams``, what shares long runs of words with dev, test or
+            excluded texts or with better-ranked passages; ``all``, what is near those by cosine too; or ``off``.
+        removed: write each candidate that was not let in, and why, to this file (.parquet, .csv or .jsonl).
         encoder: which of the store's encoders, where it has several; or ``cascade[:MODEL]``.
         index: which of its kinds of index; None takes the one made last.
         seed: for methods and orders that draw.
@@ -146,6 +107,10 @@ def select(
     start = time.perf_counter()
     if order not in ORDERS:
         raise NearkinError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
+    if near not in NEAR:
+        raise NearkinError(f"unknown nearness {near!r}: choose one of {', '.join(NEAR)}")
+    if removed is not None:
+        check_format(Path(removed))
     selector = find_selector(method) if isinstance(method, str) else method
     opened, examples = Store(store), read_task(task)
     budget = budget or (Budget(everything=True) if getattr(selector, "everything", False) else Budget(k=50))
@@ -155,10 +120,12 @@ def select(
         log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)
     pool = Pool(opened, examples, encoder, seed, device, index, min_recall, report)
     opened.check_corpora()
-    guard = Guard.of(examples, [Path(p) for p in exclude])
+    outside = [Path(path) for path in exclude]
+    guard = Guard.of(examples, outside)
     with atomic_folder(Path(out), overwrite) as folder:
         scratch = folder / "candidates.arrow"
-        filled = assemble(selector, pool, guard, budget, scratch)
+        nearness = _nearness(near, selector, pool, outside)
+        filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
         _write_in_order(scratch, folder / "augmentation.parquet", order, seed)
         scratch.unlink()
         seconds = time.perf_counter() - start
@@ -167,112 +134,30 @@ def select(
         )
         write_json(
             folder / "manifest.json",
-            _manifest(result, pool, method if isinstance(method, str) else selector.name, budget, exclude, order),
+            _manifest(result, pool, method if isinstance(method, str) else selector.name, budget, outside, order, near),
         )
+    if removed is not None:
+        write_table(filled.gate.report(), Path(removed))
     opened.save_checked()
     return result
 
 
-def assemble(selector: Selector, pool: Pool, guard: Guard, budget: Budget, scratch: Path) -> _Filling:
-    """Asks `selector` for candidates, more of them while too few survive, until the budget is met.
-
-    Memory: a block of candidates with their texts, and what the gate remembers of those let in; passages go to
-    `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in.
-
-    Raises:
-        InputError: nothing survives, or the corpus is smaller than the budget.
-    """
-    corpus = selector.corpus(pool) if isinstance(selector, SelectsFrom) else pool.corpus
-    size = len(corpus)
-    budget.check(size)
-    wanted = size if budget.everything else min(size, _first_guess(budget, corpus, pool.tokenizer))
-    stages = pool.seconds
-    stages |= {"rank": 0.0, "fill": 0.0}
-    while True:
-        start = time.perf_counter()
-        candidates = selector.candidates(pool, budget.k, wanted)
-        ranked = time.perf_counter()
-        filling = _Filling(selector.name, corpus, Gate(guard), budget, pool.tokenizer)
-        with pa.ipc.new_file(str(scratch), AUGMENTATION) as writer:
-            filling.take(candidates, writer)
-        stages["rank"] += ranked - start
-        stages["fill"] += time.perf_counter() - ranked
-        if filling.full or budget.k is not None or wanted >= size or candidates.num_rows >= size:
-            break
-        wanted = min(size, wanted * 2)
-    stages["rank"] -= stages.get("encode", 0.0)
-    if filling.passages == 0:
-        raise InputError("nothing was selected: every candidate is a text of the task, excluded, or over the budget")
-    if not filling.full and budget.k is None and not budget.everything:
-        if budget.tokens is not None and candidates.num_rows >= size:
-            raise InputError(
-                f"--tokens {budget.tokens:,} is more than the {filling.tokens:,} tokens that may be selected: "
-                "ask for fewer"
-            )
-        log.warning("the budget was not reached: %s has no more passages that may be selected", selector.name)
-    return filling
+def _nearness(near: str, selector: Selector, pool: Pool, exclude: Sequence[Path]) -> Nearness:
+    """What the gate compares beside whole texts."""
+    if near != "all":
+        return Nearness(near == "ngrams")
+    if isinstance(selector, SelectsFrom) or pool.cascade:
+        raise NearkinError("--near all compares embeddings, which these passages have not: choose ngrams or off")
+    texts = {split: table["text"] for split, table in pool.task.splits.items() if split in EVALUATION}
+    outside = [text_column(read_table(path), "text", path) for path in exclude]
+    if outside:
+        texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
+    encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
+    return Nearness(True, pool.embeddings.take, encoded)
 
 
-def _first_guess(budget: Budget, corpus: Corpus, tokenizer: str) -> int:
-    if budget.docs is not None:
-        return budget.docs + 1
-    sample = corpus.take(np.linspace(0, len(corpus) - 1, 64).astype(np.int64), ["text"])
-    mean = max(float(count_tokens(sample["text"], tokenizer).mean()), 1.0)
-    return int((budget.tokens or 1) / mean * 1.2) + 16
-
-
-class _Filling:
-    """A set as it fills: candidates let in by the gate, in rank order, until the budget is met."""
-
-    def __init__(self, method: str, corpus: Corpus, gate: Gate, budget: Budget, tokenizer: str) -> None:
-        self.method, self.corpus, self.gate, self.budget, self.tokenizer = method, corpus, gate, budget, tokenizer
-        self.passages = self.tokens = 0
-        self.full = False
-        self._sources: Counter[str] = Counter()
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of the passages by corpus, largest first."""
-        ordered = sorted(self._sources.items(), key=lambda item: (-item[1], item[0]))
-        return {name: count / max(self.passages, 1) for name, count in ordered}
-
-    def take(self, candidates: pa.Table, writer: pa.RecordBatchWriter) -> None:
-        start = 0
-        with tqdm(
-            total=candidates.num_rows, desc=f"selecting {self.method}", unit=" candidates", disable=None, leave=False
-        ) as bar:
-            while start < candidates.num_rows and not self.full:
-                block = candidates.slice(start, BLOCK)
-                start += block.num_rows
-                rows = self.corpus.take(block["doc_id"].to_numpy())
-                keep = self.gate.admit(rows)
-                counts = count_tokens(rows["text"].take(keep), self.tokenizer)
-                fits = self._fit(counts)
-                self.full = fits < len(keep) or self.passages + fits == self.budget.docs
-                keep = keep[:fits]
-                self.passages, self.tokens = self.passages + fits, self.tokens + int(counts[:fits].sum())
-                kept = _rows(block.take(keep), rows.take(keep), self.method)
-                for count in pc.value_counts(kept["source"]).to_pylist():
-                    self._sources[count["values"]] += count["counts"]
-                writer.write_table(kept)
-                bar.update(block.num_rows)
-
-    def _fit(self, counts: npt.NDArray[np.int64]) -> int:
-        """How many of the next passages, of `counts` tokens each, the budget still takes."""
-        fits = len(counts)
-        if self.budget.docs is not None:
-            fits = min(fits, self.budget.docs - self.passages)
-        if self.budget.tokens is not None:
-            left = self.budget.tokens - self.tokens
-            fits = min(fits, int(np.searchsorted(np.cumsum(counts), left, "right")))
-        return fits
-
-
-def _rows(candidates: pa.Table, rows: pa.Table, method: str) -> pa.Table:
-    columns = {name: candidates[name] for name in candidates.schema.names}
-    columns |= {name: rows[name] for name in rows.schema.names}
-    columns.setdefault("method", pa.repeat(pa.scalar(method), candidates.num_rows))
-    return pa.table([columns[name] for name in AUGMENTATION.names], schema=AUGMENTATION)
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
@@ -297,14 +182,26 @@ def _how(pool: Pool) -> dict[str, Any]:
 
 
 def _manifest(
-    result: AugmentationSet, pool: Pool, method: str, budget: Budget, exclude: Sequence[Path | str], order: str
+    result: AugmentationSet,
+    pool: Pool,
+    method: str,
+    budget: Budget,
+    exclude: Sequence[Path],
+    order: str,
+    near: str,
 ) -> dict[str, Any]:
-    how = {"encoder": pool.encoder_name, **_how(pool), "exclude": [str(p) for p in exclude], "order": order}
+    how = {
+        "encoder": pool.encoder_name,
+        **_how(pool),
+        "exclude": [str(p) for p in exclude],
+        "order": order,
+        "near": near,
+    }
     return {
         "store": str(pool.store.path),
         "task": str(pool.task.path),
         "method": method,
-        "parameters": {**asdict(budget), **how},
+        "parameters": {**asdict(budget), **how, "order": order, "near": near},
         "seed": pool.seed,
         "passages": result.passages,
         "tokens": result.tokens,

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selection.encoders import PRECISIONS, STATIC, cascade_model
+from selection.gate import NEAR
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
@@ -235,6 +237,21 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         default="rank",
         help="of the rows: nearest first, shuffled, or farthest first and nearest last (default: rank)",
     )
+    parser.add_argument(
+        "--near",
+        choices=NEAR,
+        default="ngrams",
+        help="what is kept out beside equal texts: ngrams, passages that share 13 words in a row with dev, test or "
+        "excluded texts, or half of such runs with better-ranked passages; all, those of cosine 0.95 too, by the "
+        "store's embeddings (default: ngrams)",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        dest="removed",
+        help="list each passage that was kept out, and why (.parquet, .csv, .jsonl)",
+    )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", metavar="DIR", required=True, help="gets augmentation.parquet and manifest.json")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
@@ -405,6 +422,8 @@ def run_select(args: argparse.Namespace) -> int:
         None if limits == (None, None, None) else Budget(*limits),
         exclude=args.exclude,
         order=args.order,
+        near=args.near,
+        removed=args.removed,
         encoder=args.encoder,
         index=args.index,
         seed=args.seed,
@@ -413,11 +432,18 @@ def run_select(args: argparse.Namespace) -> int:
         min_recall=args.min_recall,
         report=_to_stderr,
     )
-    leaks = ", ".join(f"{count:,} {reason}" for reason, count in result.removed.leaks.items())
     print(f"{args.out}: {result.passages:,} passages, {result.tokens:,} tokens, {human_seconds(result.seconds)}")
     print("share   " + ", ".join(f"{source} {share:.1%}" for source, share in result.shares.items()))
-    print(f"removed {result.removed.duplicates:,} duplicates; texts of the task or excluded: {leaks or 'none'}")
+    removed = result.removed
+    copies = f"{removed.duplicates:,} duplicates, {removed.near_duplicates:,} near-duplicates"
+    print(f"removed {copies}; texts of the task or excluded: {_counts(removed.leaks)}")
+    if args.near != "off":
+        print(f"        passages that hold a piece of one, or are too near: {_counts(removed.near_leaks)}")
     return 0
+
+
+def _counts(by_reason: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items()) or "none"
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -1,7 +1,14 @@
-"""The gate every candidate passes, whatever the method: nothing of the task, nothing excluded, nothing twice."""
+"""The gate every candidate passes, whatever the method: nothing of the task or excluded, nothing twice, nothing near.
+
+In this order, each candidate out for the first reason that applies: it is a text of the task or an excluded one; it
+holds a piece of dev, test or an excluded text, or is too near one in meaning; it is a copy, or a near copy, of a
+better-ranked candidate. Training texts are compared whole only: the passage that a training sentence was taken from is
+what one looks for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,37 +16,154 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.guard import Duplicates, Guard, normalise
+from selection.near import Contained, Copies, CosineDuplicates, CosineLeaks, Leaks, NearDuplicates
+
+NEAR = ("off", "ngrams", "all")
+REMOVED = pa.schema(
+    [
+        ("doc_id", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("reason", pa.string()),
+        ("likeness", pa.float32()),
+        ("other_doc_id", pa.int64()),
+        ("other_text", pa.large_string()),
+        ("text", pa.large_string()),
+    ]
+)
+EVALUATION = ("test", "dev", "excluded")
+
+Mask = npt.NDArray[np.bool_]
+Vectors = npt.NDArray[np.floating]
 
 
 @dataclass
 class Removed:
-    """Candidates that were not let in, by reason."""
+    """Candidates that were not let in, by reason.
+
+    Attributes:
+        duplicates: the same text as a better-ranked candidate's.
+        near_duplicates: nearly that, by runs of words or by cosine.
+        leaks: by split, texts of the task; ``excluded``, texts named with ``--exclude``.
+        near_leaks: likewise, passages that hold a piece of one, or whose cosine with one is too high.
+    """
 
     duplicates: int = 0
+    near_duplicates: int = 0
     leaks: dict[str, int] = field(default_factory=dict)
+    near_leaks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How near is too near.
+
+    Attributes:
+        ngrams: whether runs of words are compared.
+        vectors_of: gives float16 [n, dim] of doc_ids int64 [n]; None where cosines are not compared.
+        forbidden: vectors of dev, test and excluded texts by reason, where they are.
+    """
+
+    ngrams: bool = False
+    vectors_of: Callable[[npt.NDArray[np.int64]], Vectors] | None = None
+    forbidden: Mapping[str, Vectors] = field(default_factory=dict)
 
 
 class Gate:
     """Lets candidates in, in rank order, and counts those that it does not.
 
+    Memory: 60 bytes and the normalised text of each passage let in, and what `selection.near` says; with `keep`, all
+    that was removed.
+
     Args:
         guard: what may not be selected.
+        nearness: how near is too near.
+        keep: whether `report` shall tell of each one.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, guard: Guard, nearness: Nearness | None = None, keep: bool = False) -> None:
+        self._guard, self._nearness, self._keep = guard, nearness or Nearness(), keep
         self._seen = Duplicates()
-        self.removed = Removed(leaks=dict.fromkeys(guard.forbidden, 0))
+        evaluation = {reason: texts for reason, texts in guard.forbidden.items() if reason in EVALUATION}
+        self._pieces = Contained(evaluation) if self._nearness.ngrams else None
+        self._copies = NearDuplicates() if self._nearness.ngrams else None
+        by_cosine = self._nearness.vectors_of is not None
+        self._near_leaks = CosineLeaks(self._nearness.forbidden) if by_cosine else None
+        self._near_copies = CosineDuplicates() if by_cosine else None
+        self._doc_ids = [np.empty(0, np.int64)]
+        self._told: list[pa.Table] = []
+        self.removed = Removed(
+            leaks=dict.fromkeys(guard.forbidden, 0),
+            near_leaks=dict.fromkeys(evaluation, 0) if self._nearness.ngrams or by_cosine else {},
+        )
 
-    def admit(self, rows: pa.Table) -> npt.NDArray[np.intp]:
-        """Positions of the passages (``text``) that may enter; those that come before count as seen by the later."""
+    def admit(self, doc_ids: npt.NDArray[np.int64], rows: pa.Table) -> npt.NDArray[np.intp]:
+        """Positions of the passages (``id``, ``text``, ``source``) that may enter; later ones are held against them."""
         texts = normalise(rows["text"])
-        forbidden = np.zeros(len(texts), dtype=bool)
+        self._doc_ids.append(doc_ids)
+        candidates = _Candidates(doc_ids, rows, np.ones(len(texts), dtype=bool))
         for reason, hit in self._guard.reasons(texts).items():
-            self.removed.leaks[reason] += int(hit.sum())
-            forbidden |= hit
-        repeated = self._seen.repeated(texts) & ~forbidden
-        self.removed.duplicates += int(repeated.sum())
-        kept = np.flatnonzero(~forbidden & ~repeated)
+            self.removed.leaks[reason] += self._take_out(candidates, hit, reason)
+        vectors = None if self._nearness.vectors_of is None else self._nearness.vectors_of(doc_ids)
+        if self._pieces is not None:
+            self._take_leaks(candidates, self._pieces.find(texts))
+        if vectors is not None and self._near_leaks is not None:
+            self._take_leaks(candidates, self._near_leaks.find(vectors), texts=False)
+        self.removed.duplicates += self._take_out(candidates, self._seen.repeated(texts), "duplicate")
+        if self._copies is not None:
+            self._take_copies(candidates, self._copies.find(texts, candidates.still))
+        if vectors is not None and self._near_copies is not None:
+            self._take_copies(candidates, self._near_copies.find(vectors, candidates.still))
+        kept = np.flatnonzero(candidates.still)
         self._seen.add(texts.take(pa.array(kept)))
         return kept
+
+    def report(self) -> pa.Table:
+        """`REMOVED`: each candidate that was not let in, why, and which text or passage it is too near."""
+        return pa.concat_tables([REMOVED.empty_table(), *self._told])
+
+    def _take_leaks(self, candidates: _Candidates, leaks: Leaks, texts: bool = True) -> None:
+        for reason, hit in leaks.masks.items():
+            other = pa.nulls(len(hit), pa.large_string())
+            if self._keep and texts:
+                found = pa.array(np.where(hit, leaks.row, 0), mask=~hit)
+                other = self._guard.forbidden[reason].take(found)
+            self.removed.near_leaks[reason] += self._take_out(candidates, hit, f"near {reason}", other_text=other)
+
+    def _take_copies(self, candidates: _Candidates, copies: Copies) -> None:
+        original = np.concatenate(self._doc_ids)[copies.of] if self._keep else None
+        taken = self._take_out(candidates, copies.mask, "near duplicate", copies.likeness, original)
+        self.removed.near_duplicates += taken
+
+    def _take_out(
+        self,
+        candidates: _Candidates,
+        hit: Mask,
+        reason: str,
+        likeness: npt.NDArray[np.float32] | None = None,
+        other: npt.NDArray[np.int64] | None = None,
+        other_text: pa.Array | None = None,
+    ) -> int:
+        """Takes those that are still in and hit out, for this reason; how many."""
+        out = np.flatnonzero(hit & candidates.still)
+        candidates.still[out] = False
+        if self._keep and len(out):
+            at, count = pa.array(out), len(out)
+            rows = candidates.rows.take(at)
+            columns = {
+                "doc_id": pa.array(candidates.doc_ids[out]),
+                "reason": pa.repeat(pa.scalar(reason), count),
+                "likeness": pa.nulls(count, pa.float32()) if likeness is None else pa.array(likeness[out]),
+                "other_doc_id": pa.nulls(count, pa.int64()) if other is None else pa.array(other[out]),
+                "other_text": pa.nulls(count, pa.large_string()) if other_text is None else other_text.take(at),
+                **{name: rows[name] for name in ("id", "source", "text")},
+            }
+            self._told.append(pa.table([columns[name] for name in REMOVED.names], schema=REMOVED))
+        return len(out)
+
+
+@dataclass
+class _Candidates:
+    doc_ids: npt.NDArray[np.int64]
+    rows: pa.Table
+    still: Mask

@@ -27,8 +27,10 @@ from selection.tokens import count_tokens
 from tests.conftest import write_task
 
 
-def run(store: Path, task: Path, out: Path, method: str = "knn", seed: int = 0, **budget: int) -> AugmentationSet:
-    return select(store, task, out, method, Budget(**budget), seed=seed)
+def run(
+    store: Path, task: Path, out: Path, method: str = "knn", seed: int = 0, near: str = "ngrams", **budget: int
+) -> AugmentationSet:
+    return select(store, task, out, method, Budget(**budget), seed=seed, near=near)
 
 
 @given(
@@ -52,7 +54,7 @@ def test_union_keeps_each_passage_once_with_its_best_query(rows: list[tuple[int,
 def test_knn_set_is_the_union_of_the_neighbours(
     built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path
 ) -> None:
-    result = run(built, task_folder, tmp_path / "set", k=3)
+    result = run(built, task_folder, tmp_path / "set", k=3, near="off")
     neighbours = query(built, task_folder, 3).neighbours.to_pylist()
     table = pq.read_table(tmp_path / "set" / "augmentation.parquet")
     assert table.schema.equals(AUGMENTATION)
@@ -86,10 +88,10 @@ def test_budgets_are_kept_and_nearly_used(built: Path, task_folder: Path, tmp_pa
 
 
 def test_the_whole_corpus_can_be_asked_for(built: Path, task_folder: Path, tmp_path: Path) -> None:
-    result = run(built, task_folder, tmp_path / "all", "random", docs=600)
+    result = run(built, task_folder, tmp_path / "all", "random", near="off", docs=600)
     assert result.table.num_rows + result.removed.duplicates == 600
-    assert run(built, task_folder, tmp_path / "near", docs=600).table.num_rows == result.table.num_rows
-    everything = run(built, task_folder, tmp_path / "domain", "domain", everything=True).table
+    assert run(built, task_folder, tmp_path / "near", near="off", docs=600).table.num_rows == result.table.num_rows
+    everything = run(built, task_folder, tmp_path / "domain", "domain", near="off", everything=True).table
     assert everything["doc_id"].to_pylist() == sorted(everything["doc_id"].to_pylist())
     assert everything.num_rows == result.table.num_rows
 

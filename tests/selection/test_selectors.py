@@ -113,7 +113,7 @@ def test_a_mix_has_its_shares_whatever_the_budget(built: Path, task_folder: Path
         by_method = {method: table.filter(pa.compute.equal(table["method"], method)) for method in counts}
         assert min(by_method["knn"]["query_id"].to_pylist()) >= 0
         assert set(by_method["random"]["query_id"].to_pylist()) == {-1}
-    everything = select(built, task_folder, tmp_path / "all", "mix:knn=1,random=1", Budget(docs=600))
+    everything = select(built, task_folder, tmp_path / "all", "mix:knn=1,random=1", Budget(docs=600), near="off")
     assert everything.passages + everything.removed.duplicates == 600
 
 

@@ -1,0 +1,171 @@
+"""Filling: a selector's candidates, let in by the gate in rank order, until the budget is met."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from selection.corpus import Corpus
+from selection.errors import InputError, NearkinError
+from selection.gate import Gate
+from selection.selectors import Pool, Selector, SelectsFrom
+from selection.tokens import count_tokens
+
+log = logging.getLogger(__name__)
+
+BLOCK = 8192
+AUGMENTATION = pa.schema(
+    [
+        ("doc_id", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("text", pa.large_string()),
+        ("method", pa.string()),
+        ("score", pa.float32()),
+        ("rank", pa.int32()),
+        ("query_id", pa.int32()),
+        ("n_queries", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to select; the first limit that is reached ends the set.
+
+    Attributes:
+        k: passages a task example, before duplicates are removed.
+        docs: passages in all.
+        tokens: tokens in all, never exceeded.
+        everything: no limit, for methods that take all there is.
+    """
+
+    k: int | None = None
+    docs: int | None = None
+    tokens: int | None = None
+    everything: bool = False
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.k, self.docs, self.tokens) if value is not None]
+        if not given and not self.everything:
+            raise NearkinError("say how much to select: -k, --docs or --tokens")
+        if given and min(given) < 1:
+            raise NearkinError("-k, --docs and --tokens must be at least 1")
+
+    def check(self, size: int) -> None:
+        """Raises InputError where a corpus of `size` passages cannot fill it."""
+        for value, flag in ((self.docs, "--docs"), (self.k, "-k")):
+            if value is not None and value > size:
+                raise InputError(f"{flag} {value:,} is more than the {size:,} passages there are: ask for fewer")
+
+
+def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budget: Budget, scratch: Path) -> Filling:
+    """Asks `selector` for candidates, more of them while too few survive, until the budget is met.
+
+    Memory: a block of candidates with their texts, and what the gate remembers of those let in; passages go to
+    `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in.
+
+    Raises:
+        InputError: nothing survives, or the corpus is smaller than the budget.
+    """
+    corpus = selector.corpus(pool) if isinstance(selector, SelectsFrom) else pool.corpus
+    size = len(corpus)
+    budget.check(size)
+    wanted = size if budget.everything else min(size, _first_guess(budget, corpus, pool.tokenizer))
+    stages = pool.seconds
+    stages |= {"rank": 0.0, "fill": 0.0}
+    while True:
+        start = time.perf_counter()
+        candidates = selector.candidates(pool, budget.k, wanted)
+        ranked = time.perf_counter()
+        filling = Filling(selector.name, corpus, make_gate(), budget, pool.tokenizer)
+        with pa.ipc.new_file(str(scratch), AUGMENTATION) as writer:
+            filling.take(candidates, writer)
+        stages["rank"] += ranked - start
+        stages["fill"] += time.perf_counter() - ranked
+        if filling.full or budget.k is not None or wanted >= size or candidates.num_rows >= size:
+            break
+        wanted = min(size, wanted * 2)
+    stages["rank"] -= stages.get("encode", 0.0)
+    if filling.passages == 0:
+        raise InputError("nothing was selected: every candidate is a text of the task, excluded, or over the budget")
+    if not filling.full and budget.k is None and not budget.everything:
+        if budget.tokens is not None and candidates.num_rows >= size:
+            raise InputError(
+                f"--tokens {budget.tokens:,} is more than the {filling.tokens:,} tokens that may be selected: "
+                "ask for fewer"
+            )
+        log.warning("the budget was not reached: %s has no more passages that may be selected", selector.name)
+    return filling
+
+
+def _first_guess(budget: Budget, corpus: Corpus, tokenizer: str) -> int:
+    if budget.docs is not None:
+        return budget.docs + 1
+    sample = corpus.take(np.linspace(0, len(corpus) - 1, 64).astype(np.int64), ["text"])
+    mean = max(float(count_tokens(sample["text"], tokenizer).mean()), 1.0)
+    return int((budget.tokens or 1) / mean * 1.2) + 16
+
+
+class Filling:
+    """A set as it fills: candidates let in by the gate, in rank order, until the budget is met."""
+
+    def __init__(self, method: str, corpus: Corpus, gate: Gate, budget: Budget, tokenizer: str) -> None:
+        self.method, self.corpus, self.gate, self.budget, self.tokenizer = method, corpus, gate, budget, tokenizer
+        self.passages = self.tokens = 0
+        self.full = False
+        self._sources: Counter[str] = Counter()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the passages by corpus, largest first."""
+        ordered = sorted(self._sources.items(), key=lambda item: (-item[1], item[0]))
+        return {name: count / max(self.passages, 1) for name, count in ordered}
+
+    def take(self, candidates: pa.Table, writer: pa.RecordBatchWriter) -> None:
+        start = 0
+        with tqdm(
+            total=candidates.num_rows, desc=f"selecting {self.method}", unit=" candidates", disable=None, leave=False
+        ) as bar:
+            while start < candidates.num_rows and not self.full:
+                block = candidates.slice(start, BLOCK)
+                start += block.num_rows
+                rows = self.corpus.take(block["doc_id"].to_numpy())
+                keep = self.gate.admit(block["doc_id"].to_numpy(), rows)
+                counts = count_tokens(rows["text"].take(keep), self.tokenizer)
+                fits = self._fit(counts)
+                self.full = fits < len(keep) or self.passages + fits == self.budget.docs
+                keep = keep[:fits]
+                self.passages, self.tokens = self.passages + fits, self.tokens + int(counts[:fits].sum())
+                kept = _rows(block.take(keep), rows.take(keep), self.method)
+                for count in pc.value_counts(kept["source"]).to_pylist():
+                    self._sources[count["values"]] += count["counts"]
+                writer.write_table(kept)
+                bar.update(block.num_rows)
+
+    def _fit(self, counts: npt.NDArray[np.int64]) -> int:
+        """How many of the next passages, of `counts` tokens each, the budget still takes."""
+        fits = len(counts)
+        if self.budget.docs is not None:
+            fits = min(fits, self.budget.docs - self.passages)
+        if self.budget.tokens is not None:
+            left = self.budget.tokens - self.tokens
+            fits = min(fits, int(np.searchsorted(np.cumsum(counts), left, "right")))
+        return fits
+
+
+def _rows(candidates: pa.Table, rows: pa.Table, method: str) -> pa.Table:
+    columns = {name: candidates[name] for name in candidates.schema.names}
+    columns |= {name: rows[name] for name in rows.schema.names}
+    columns.setdefault("method", pa.repeat(pa.scalar(method), candidates.num_rows))
+    return pa.table([columns[name] for name in AUGMENTATION.names], schema=AUGMENTATION)

@@ -1,0 +1,517 @@
+"""Near-duplicates and leaks: passages that agree with another text in long stretches, or nearly in meaning.
+
+kNN seeks out near-duplicates of what it is asked with, so comparing whole texts (`selection.guard`) is not enough. Two
+measures, each against forbidden texts (leaks) and against better-ranked candidates (copies):
+
+- runs of 13 words: a passage that shares one with a test text holds a piece of it (the contamination check of GPT-3,
+  Brown et al. 2020, appendix C); one that shares half of its own with earlier passages is a near copy;
+- the cosine of embeddings.
+
+N-grams are 64-bit hashes, made and looked up by array arithmetic. Among a billion different ones some pair collides
+with a chance of 3 %, and a collision adds one n-gram to a share. Cosines come from matrix products in the device's
+fastest number format; those near the limit are computed again in float32 by one routine, so that a decision depends
+neither on the format nor on blocks or threads.
+
+Memory: a slice of `SLICE_BYTES` of text takes some ten times that. Beside it stand 12 bytes for each different n-gram
+ranked so far (2 kB a passage of 170 words, twice that while runs are merged), or 4 bytes a dimension for each vector
+kept. Nothing grows with the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.errors import NearkinError
+from selection.index.exact import as_tensor, fastest_number, pair_scores, search_devices
+from selection.tokens import Ragged, split_words
+
+PRIORITY = ("test", "dev", "train", "excluded")
+WORDS = 13
+SHORTEST = 8
+SHARE = 0.5
+COSINE = 0.95
+SLICE_BYTES = 8 << 20
+BLOCK_ROWS = 1024
+TILE_ROWS = 4096
+# How far a product of unit vectors may be off. bfloat16 rounds both vectors, the product and the limit by 2**-9 each,
+# 0.008 in all; the rest is for sums, which CUDA may form in float16.
+MARGIN = 0.012
+
+Mask = npt.NDArray[np.bool_]
+Hashes = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.floating]
+Pairs = tuple[Positions, Positions, npt.NDArray[np.float32]]
+
+_NONE = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Which passages are too near to a forbidden text, each for one reason, the first that applies.
+
+    Attributes:
+        reasons: in order of priority.
+        reason: int64 [n], position in `reasons`, -1 where the passage may stay.
+        row: int64 [n], the first such text among that reason's texts, -1 where the passage may stay.
+    """
+
+    reasons: tuple[str, ...]
+    reason: Positions
+    row: Positions
+
+    @property
+    def masks(self) -> dict[str, Mask]:
+        """For each reason, which passages (bool [n]) it keeps out, as `selection.guard.Guard.reasons` tells it."""
+        return {name: self.reason == number for number, name in enumerate(self.reasons)}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which candidates are near copies of earlier ones.
+
+    Attributes:
+        mask: bool [n].
+        of: int64 [n], which candidate it is a copy of, counted from 0 over all calls, -1 where it is none.
+        likeness: float32 [n], the share of n-grams seen before, or the cosine; 0 where it is no copy.
+    """
+
+    mask: Mask
+    of: Positions
+    likeness: npt.NDArray[np.float32]
+
+    @classmethod
+    def none(cls, n: int) -> Copies:
+        return cls(np.zeros(n, bool), np.full(n, -1, np.int64), np.zeros(n, np.float32))
+
+
+def _mix(hashes: Hashes) -> Hashes:
+    """Spreads each bit over all others, in place (the finaliser of SplitMix64, Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    hashes ^= hashes >> np.uint64(31)
+    return hashes
+
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_LETTERS = _mix(np.arange(1, 257, dtype=np.uint64) * _BASE)
+
+
+def word_hashes(normalised: pa.Array | pa.ChunkedArray) -> Ragged:
+    """A uint64 hash of each word of each text, wherever and beside whatever it stands.
+
+    Args:
+        normalised: large_string [n], words with single spaces between them (`selection.guard.normalise`).
+    """
+    split = split_words(normalised)
+    return Ragged(_hash_each(split.dictionary)[split.words.values], split.words.offsets)
+
+
+def _hash_each(words: pa.Array) -> Hashes:
+    """uint64 [n] of large_binary [n]: a polynomial over the bytes; the space behind a word is not part of it."""
+    ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
+    sums = np.zeros(len(words), np.uint64)
+    lengths = np.diff(ends)
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        raw = np.frombuffer(words.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+        starts = ends[:-1] - ends[0]
+        within = np.arange(len(raw)) - np.repeat(starts, lengths)
+        powers = np.cumprod(np.full(int(lengths.max()), _BASE))
+        terms = np.where(raw <= ord(" "), np.uint64(0), _LETTERS[raw] * powers[within])
+        sums[filled] = np.add.reduceat(terms, starts[filled])
+    return _mix(sums)
+
+
+def ngram_hashes(words: Ragged, n: int) -> Ragged:
+    """A uint64 hash of every run of `n` words within a text, in order; texts of fewer words have none.
+
+    Args:
+        words: `word_hashes`.
+    """
+    total = max(len(words.values) - n + 1, 0)
+    sums = np.zeros(total, np.uint64)
+    for place in range(n):
+        sums *= _BASE
+        sums += words.values[place : place + total]
+    return Ragged(_mix(sums), words.offsets).cut(words.offsets[:-1], np.maximum(words.lengths - n + 1, 0))
+
+
+def _flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One large_string array without nulls."""
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    return pc.fill_null(texts.cast(pa.large_string()), "")
+
+
+def _slices(texts: pa.Array) -> Iterator[slice]:
+    """Rows of at most `SLICE_BYTES` of text at a time, or a single row of more."""
+    ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
+    start = 0
+    while start < len(texts):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + SLICE_BYTES, "right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """Different n-grams, each with the first text that has it: hashes uint64 [n] ascending, owners int32 [n]."""
+
+    hashes: Hashes
+    owners: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def find(self, hashes: Hashes) -> Positions:
+        """The owner of each, int64, -1 where there is none."""
+        if len(self) == 0:
+            return np.full(len(hashes), -1, np.int64)
+        at = np.minimum(np.searchsorted(self.hashes, hashes), len(self) - 1)
+        return np.where(self.hashes[at] == hashes, self.owners[at], -1).astype(np.int64)
+
+    def merge(self, other: _Owned) -> _Owned:
+        """Both, which have no n-gram in common."""
+        where = np.searchsorted(self.hashes, other.hashes)
+        return _Owned(np.insert(self.hashes, where, other.hashes), np.insert(self.owners, where, other.owners))
+
+
+class _Sieve:
+    """Passes over nearly all hashes that are not in a set by one look at a table, 8 to 16 bytes a member."""
+
+    def __init__(self, members: Hashes) -> None:
+        bits = min(max((8 * len(members)).bit_length(), 8), 28)
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, dtype=bool)
+        self._table[members >> self._shift] = True
+
+    def maybe(self, hashes: Hashes) -> npt.NDArray[np.intp]:
+        """Positions of those that may be members."""
+        return np.flatnonzero(self._table[hashes >> self._shift])
+
+
+class Contained:
+    """Finds passages that hold `n` words in a row of a forbidden text.
+
+    Of a forbidden text of fewer words, but at least `SHORTEST`, all must occur; one of still fewer is left to exact
+    comparison (8 and 13 are the bounds of Brown et al. 2020). Memory: at most 28 bytes a different n-gram of the
+    forbidden texts, and as much again while it is built.
+
+    Args:
+        forbidden: normalised texts by reason (`selection.guard.Guard.forbidden`).
+        n: words in a row.
+    """
+
+    def __init__(self, forbidden: Mapping[str, pa.Array], n: int = WORDS) -> None:
+        self.n = n
+        self._order = _Order({reason: len(texts) for reason, texts in forbidden.items()})
+        texts = pa.concat_arrays([pa.array([], pa.large_string()), *(_flat(forbidden[r]) for r in self._order.reasons)])
+        self._tables = []
+        for length in range(min(SHORTEST, n), n + 1):
+            table = self._table(texts, length)
+            if len(table):
+                self._tables.append((length, table, _Sieve(table.hashes)))
+
+    def _table(self, texts: pa.Array, length: int) -> _Owned:
+        hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+        for part in _slices(texts):
+            words = word_hashes(texts[part])
+            whole = words.lengths >= length if length == self.n else words.lengths == length
+            rows = np.flatnonzero(whole)
+            grams = ngram_hashes(words.take(rows), length)
+            hashes.append(grams.values)
+            owners.append(np.repeat((rows + part.start).astype(np.int32), grams.lengths))
+        distinct, first = np.unique(np.concatenate(hashes), return_index=True)
+        return _Owned(distinct, np.concatenate(owners)[first])
+
+    def find(self, normalised: pa.Array | pa.ChunkedArray) -> Leaks:
+        """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""
+        texts = _flat(normalised)
+        first = np.full(len(texts), _NONE)
+        for part in _slices(texts):
+            words = word_hashes(texts[part])
+            for length, table, sieve in self._tables:
+                grams = ngram_hashes(words, length)
+                maybe = sieve.maybe(grams.values)
+                owners = table.find(grams.values[maybe])
+                hit = owners >= 0
+                holders = np.searchsorted(grams.offsets, maybe[hit], "right") - 1 + part.start
+                np.minimum.at(first, holders, owners[hit])
+        return self._order.leaks(first)
+
+
+class _Order:
+    """Forbidden texts numbered through all reasons, those of higher priority first."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.reasons = tuple(sorted(sizes, key=PRIORITY.index))
+        self._firsts = np.cumsum([0, *(sizes[reason] for reason in self.reasons)], dtype=np.int64)
+
+    def leaks(self, first: Positions) -> Leaks:
+        """From the first forbidden text that each passage is too near to, `_NONE` where there is none."""
+        found = first != _NONE
+        reason = np.where(found, np.searchsorted(self._firsts, first, "right") - 1, -1)
+        return Leaks(self.reasons, reason, np.where(found, first - self._firsts[reason], -1))
+
+
+class NearDuplicates:
+    """Finds candidates of whose different n-grams at least `share` occurred in better-ranked ones.
+
+    Every allowed candidate counts as such, a near copy too: what it holds occurred. So the result does not depend on
+    how candidates are cut into blocks. Texts of fewer than `n` words are no near copies.
+
+    N-grams lie in sorted runs, each at least twice as long as the next, so one is moved a logarithm of times.
+
+    Args:
+        n: words in a row.
+        share: in (0, 1].
+    """
+
+    def __init__(self, n: int = WORDS, share: float = SHARE) -> None:
+        self.n, self.share = n, share
+        self._count = 0
+        self._runs: list[_Owned] = []
+
+    def find(self, normalised: pa.Array | pa.ChunkedArray, allowed: Mask) -> Copies:
+        """Which of the next candidates are near copies; remembers them all.
+
+        What is told to be the original is the candidate that was the first to have most of the n-grams seen before.
+
+        Args:
+            normalised: large_string [n], in rank order.
+            allowed: bool [n]; the others are neither compared nor remembered.
+        """
+        texts, found = _flat(normalised), Copies.none(len(normalised))
+        for part in _slices(texts):
+            rows = np.flatnonzero(allowed[part]) + part.start
+            grams = ngram_hashes(word_hashes(texts.take(pa.array(rows))), self.n)
+            self._judge(*self._owners(grams.values, np.repeat(rows + self._count, grams.lengths)), found)
+        self._count += len(texts)
+        return found
+
+    def _owners(self, hashes: Hashes, texts: Positions) -> tuple[Positions, Positions]:
+        """For each different n-gram of each text, the text and the first one to have it; remembers those new."""
+        order = np.argsort(hashes, kind="stable")
+        hashes, texts = hashes[order], texts[order]
+        fresh = np.ones(len(hashes), dtype=bool)
+        np.not_equal(hashes[1:], hashes[:-1], out=fresh[1:])
+        once = fresh.copy()
+        once[1:] |= texts[1:] != texts[:-1]
+        distinct, owners = hashes[fresh], texts[fresh]
+        known = np.full(len(distinct), -1, np.int64)
+        for run in self._runs:
+            np.maximum(known, run.find(distinct), out=known)
+        new = known < 0
+        self._remember(_Owned(distinct[new], owners[new].astype(np.int32)))
+        return texts[once], np.where(new, owners, known)[np.cumsum(fresh)[once] - 1]
+
+    def _remember(self, run: _Owned) -> None:
+        self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            last = self._runs.pop()
+            self._runs[-1] = self._runs[-1].merge(last)
+
+    def _judge(self, texts: Positions, owners: Positions, found: Copies) -> None:
+        """Fills in `found` from pairs of text and first owner, one a different n-gram."""
+        rows, before, size = texts - self._count, owners < texts, len(found.mask)
+        share = np.bincount(rows[before], minlength=size) / np.maximum(np.bincount(rows, minlength=size), 1)
+        copies = (share >= self.share) & (share > 0)
+        found.mask[copies], found.likeness[copies] = True, share[copies]
+        told = before & copies[rows]
+        pairs, counts = np.unique(np.stack([rows[told], owners[told]]), axis=1, return_counts=True)
+        row, owner = pairs[:, np.lexsort((pairs[1], -counts, pairs[0]))]
+        row, first = np.unique(row, return_index=True)
+        found.of[row] = owner[first]
+
+
+class CosineDuplicates:
+    """Keeps, in rank order, each candidate whose cosine with all kept before is below `limit`; the others are copies.
+
+    Cost: a product of every vector with every one kept. Memory: 4 bytes a dimension of each one kept (2 more where
+    they come as float32, 2 more where float32 products are the fastest).
+
+    Args:
+        limit: of the cosine.
+        device: where products are formed; None is the first CUDA GPU, else the CPU.
+    """
+
+    def __init__(self, limit: float = COSINE, device: str | None = None) -> None:
+        self.limit = limit
+        self._kept = _Tiles(device)
+        self._positions = np.empty(0, np.int64)
+        self._count = 0
+
+    def find(self, vectors: Vectors, allowed: Mask) -> Copies:
+        """Which of the next candidates are near copies; the original told is the first kept one that is near enough.
+
+        Args:
+            vectors: float16 or float32 [n, dim], in rank order.
+            allowed: bool [n]; the others are neither compared nor kept.
+
+        Raises:
+            NearkinError: vectors that are not finite.
+        """
+        import torch
+
+        found = Copies.none(len(vectors))
+        with torch.inference_mode():
+            for start in range(0, len(vectors), BLOCK_ROWS):
+                rows = np.flatnonzero(allowed[start : start + BLOCK_ROWS]) + start
+                block = self._kept.measure(vectors[rows])
+                _tell(found, rows, self._positions, self._kept.near(block, self.limit))
+                left = np.flatnonzero(~found.mask[rows])
+                block, rows = block.take(left), rows[left]
+                _tell(found, rows, rows + self._count, _greedy(block.near(block, self.limit), len(rows)))
+                kept = np.flatnonzero(~found.mask[rows])
+                self._kept.add(block.take(kept))
+                self._positions = np.concatenate([self._positions, rows[kept] + self._count])
+        self._count += len(vectors)
+        return found
+
+
+class CosineLeaks:
+    """Finds passages whose cosine with a forbidden text is at least `limit`.
+
+    Args:
+        forbidden: vectors float16 or float32 [any, dim] by reason.
+        limit, device: as for `CosineDuplicates`.
+
+    Raises:
+        NearkinError: vectors that are not finite.
+    """
+
+    def __init__(self, forbidden: Mapping[str, Vectors], limit: float = COSINE, device: str | None = None) -> None:
+        import torch
+
+        self.limit = limit
+        self._order = _Order({reason: len(vectors) for reason, vectors in forbidden.items()})
+        self._tiles = _Tiles(device)
+        with torch.inference_mode():
+            for reason in self._order.reasons:
+                for start in range(0, len(forbidden[reason]), TILE_ROWS):
+                    self._tiles.add(self._tiles.measure(forbidden[reason][start : start + TILE_ROWS]))
+
+    def find(self, vectors: Vectors) -> Leaks:
+        """Which of these vectors (float16 or float32 [n, dim]) are too near; raises as `CosineDuplicates.find`."""
+        import torch
+
+        first = np.full(len(vectors), _NONE)
+        with torch.inference_mode():
+            for start in range(0, len(vectors), BLOCK_ROWS):
+                block = self._tiles.measure(vectors[start : start + BLOCK_ROWS])
+                row, number, _ = self._tiles.near(block, self.limit)
+                np.minimum.at(first, row + start, number)
+        return self._order.leaks(first)
+
+
+def _greedy(pairs: Pairs, rows: int) -> Pairs:
+    """Of near pairs among the same rows, those of a row with an earlier one that is kept; a row without one is kept."""
+    later, earlier, cosine = pairs
+    order = np.lexsort((earlier, later))
+    order = order[earlier[order] < later[order]]
+    later, earlier, cosine = later[order], earlier[order], cosine[order]
+    copies, counts = np.zeros(rows, dtype=bool), np.zeros(len(later), dtype=bool)
+    bounds = np.searchsorted(later, np.arange(rows + 1))
+    for row in np.unique(later):
+        group = slice(bounds[row], bounds[row + 1])
+        counts[group] = ~copies[earlier[group]]
+        copies[row] = counts[group].any()
+    return later[counts], earlier[counts], cosine[counts]
+
+
+def _tell(found: Copies, rows: Positions, positions: Positions, pairs: Pairs) -> None:
+    """Enters pairs of (copy, as a place in `rows`; original, as one in `positions`): of several the first original."""
+    later, earlier, cosine = pairs
+    order = np.lexsort((earlier, later))
+    copies, first = np.unique(later[order], return_index=True)
+    pick = order[first]
+    found.mask[rows[copies]] = True
+    found.of[rows[copies]], found.likeness[rows[copies]] = positions[earlier[pick]], cosine[pick]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Vectors on a device: `stored` as they came, `squares` of their lengths, `unit` of length 1 in a fast format."""
+
+    stored: Any
+    squares: Any
+    unit: Any
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> _Measured:
+        import torch
+
+        where = torch.from_numpy(rows).to(self.stored.device)
+        return _Measured(self.stored[where], self.squares[where], self.unit[where])
+
+    def then(self, other: _Measured) -> _Measured:
+        import torch
+
+        pairs = [(self.stored, other.stored), (self.squares, other.squares), (self.unit, other.unit)]
+        return _Measured(*(torch.cat(pair) for pair in pairs))
+
+    def near(self, others: _Measured, limit: float) -> Pairs:
+        """Pairs whose cosine is at least `limit`: (row here, row of the others, cosine)."""
+        import torch
+
+        scores = torch.mm(self.unit, others.unit.T)
+        rows = torch.arange(len(self), device=scores.device)
+        if scores.numel():
+            rows = rows[scores.amax(dim=1) >= limit - MARGIN]
+        at, right = (scores[rows] >= limit - MARGIN).nonzero(as_tuple=True)
+        cosine = pair_scores(others.stored, self.stored[rows].float(), right, at)
+        cosine /= (self.squares[rows[at]] * others.squares[right]).sqrt()
+        good = cosine >= limit
+        return rows[at][good].cpu().numpy(), right[good].cpu().numpy(), cosine[good].cpu().numpy()
+
+
+class _Tiles:
+    """Vectors that others are compared with, at most `TILE_ROWS` in one product."""
+
+    def __init__(self, device: str | None) -> None:
+        import torch
+
+        self._device = torch.device(search_devices(device)[0])
+        self._kind = getattr(torch, fastest_number(str(self._device)))
+        self._tiles: list[_Measured] = []
+
+    def measure(self, vectors: Vectors) -> _Measured:
+        """Brings vectors to the device; raises NearkinError where they are not finite."""
+        import torch
+
+        stored = as_tensor(np.ascontiguousarray(vectors)).to(self._device)
+        full, every = stored.float(), torch.arange(len(stored), device=self._device)
+        squares = pair_scores(stored, full, every, every)
+        if not torch.isfinite(squares).all():
+            raise NearkinError("a vector holds numbers that are not finite: build the embeddings anew")
+        length = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        return _Measured(stored, squares, (full / length[:, None]).to(self._kind))
+
+    def add(self, rows: _Measured) -> None:
+        """Keeps these as well, at most `TILE_ROWS` at a time."""
+        if self._tiles and len(self._tiles[-1]) + len(rows) <= TILE_ROWS:
+            self._tiles[-1] = self._tiles[-1].then(rows)
+        else:
+            self._tiles.append(rows)
+
+    def near(self, block: _Measured, limit: float) -> Pairs:
+        """Pairs of the block and of all that is kept, as `_Measured.near`."""
+        parts: list[Pairs] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+        first = 0
+        for tile in self._tiles:
+            row, number, cosine = block.near(tile, limit)
+            parts.append((row, number + first, cosine))
+            first += len(tile)
+        later, earlier, likeness = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return later, earlier, likeness
