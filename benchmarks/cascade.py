@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.plots import require_plots
 from benchmarks.results import Row
 from selection.cascade import cascade as run_cascade
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
-from selection.files import atomic_write
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids
+from selection.plotting import save
 from selection.querying import open_encoder
 from selection.store import Store
 from selection.task import read_task
@@ -157,7 +156,6 @@ def _runs(
 
 def plot_cascade(rows: Sequence[Row], path: Path) -> None:
     """Gain and recall against the share of the corpus that is wanted, a colour a task, a marker a corpus size."""
-    require_plots()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 7.5), layout="constrained")
@@ -185,6 +183,4 @@ def plot_cascade(rows: Sequence[Row], path: Path) -> None:
     for axes in (above, below):
         axes.grid(alpha=0.3)
     above.legend(fontsize=8)
-    kind = path.suffix.removeprefix(".") or "png"
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format=kind, dpi=150)
+    save(figure, path)

@@ -33,6 +33,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_throughput(benches)
     _register_search(benches)
     _register_cascade(benches)
+    _register_selectors(benches)
     _register_memory(benches)
 
 
@@ -124,6 +125,31 @@ def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
+def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "selectors",
+        run_selectors,
+        "selection methods at equal token budgets: what each costs and what it picks, beside data-selection and bm25s",
+        """
+        nearkin bench selectors store tasks/chemprot=biomed tasks/sciie=cs --out selectors.parquet --plot selectors.png
+        nearkin bench selectors store tasks/chemprot --methods knn dsir tsds:alpha=0.8 --peers --tokens 500000
+        """,
+    )
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument(
+        "tasks", metavar="TASK[=SOURCE]", nargs="+", help="a task folder, and which of the store's corpora is its own"
+    )
+    parser.add_argument("--methods", nargs="+", metavar="M", help="as select --method takes them (default: all)")
+    parser.add_argument("--peers", nargs="*", metavar="PEER", help="data-selection, bm25s (default: those installed)")
+    parser.add_argument("--tokens", type=positive, default=1_000_000, help="of each set (default: 1000000)")
+    parser.add_argument("--encoder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scratch", metavar="DIR", type=Path, help="for the sets; they are left there")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="what is picked against seconds (.png, .svg, .pdf)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+
+
 def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
         benches,
@@ -156,11 +182,12 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def run_throughput(args: argparse.Namespace) -> int:
-    from benchmarks.plots import plot_throughput, require_plots
+    from benchmarks.plots import plot_throughput
     from benchmarks.throughput import throughput
+    from selection.plotting import require_plots
 
     if args.plot:
-        require_plots()
+        require_plots("--plot")
     rows = throughput(
         args.corpus,
         passages=args.passages,
@@ -179,11 +206,12 @@ def run_throughput(args: argparse.Namespace) -> int:
 
 def run_search(args: argparse.Namespace) -> int:
     from benchmarks.peers import PEERS
-    from benchmarks.plots import plot_search, require_plots
+    from benchmarks.plots import plot_search
     from benchmarks.search import search
+    from selection.plotting import require_plots
 
     if args.plot:
-        require_plots()
+        require_plots("--plot")
     rows = search(
         args.store,
         args.task,
@@ -205,10 +233,10 @@ def run_search(args: argparse.Namespace) -> int:
 
 def run_cascade(args: argparse.Namespace) -> int:
     from benchmarks.cascade import cascade, plot_cascade
-    from benchmarks.plots import require_plots
+    from selection.plotting import require_plots
 
     if args.plot:
-        require_plots()
+        require_plots("--plot")
     rows = cascade(
         args.store,
         args.tasks,
@@ -223,6 +251,34 @@ def run_cascade(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_cascade(rows, args.plot)
+    return _finish(rows, args.out)
+
+
+def run_selectors(args: argparse.Namespace) -> int:
+    from benchmarks.selector_peers import PEERS
+    from benchmarks.selectors import METHODS, plot_selectors, selectors
+    from selection.errors import InputError
+    from selection.plotting import require_plots
+
+    if args.plot:
+        require_plots("--plot")
+    peers = list(PEERS) if args.peers is None else args.peers
+    if unknown := [peer for peer in peers if peer not in PEERS]:
+        raise InputError(f"unknown peer {unknown[0]!r}: choose from {', '.join(PEERS)}")
+    rows = selectors(
+        args.store,
+        args.tasks,
+        methods=args.methods or METHODS,
+        peers=peers,
+        tokens=args.tokens,
+        seed=args.seed,
+        encoder=args.encoder,
+        out=args.out,
+        scratch=args.scratch,
+        say=lambda line: print(line, flush=True),
+    )
+    if args.plot:
+        plot_selectors(rows, args.plot)
     return _finish(rows, args.out)
 
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.results import Row
-from selection.errors import NearkinError
-from selection.files import atomic_write
-
-
-def require_plots() -> None:
-    """Raises NearkinError where matplotlib is missing: asked before a long run, not after it."""
-    if find_spec("matplotlib") is None:
-        raise NearkinError("--plot needs matplotlib: pip install 'nearkin[plots]'")
+from selection.plotting import save
 
 
 def plot_throughput(rows: Sequence[Row], path: Path) -> None:
@@ -23,7 +15,6 @@ def plot_throughput(rows: Sequence[Row], path: Path) -> None:
     Args:
         rows: of `benchmarks.throughput.throughput`.
     """
-    require_plots()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
@@ -51,9 +42,7 @@ def plot_throughput(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("passages/s")
     axes.set_ylabel("recall@50 of the exact neighbours")
     axes.grid(alpha=0.3)
-    kind = path.suffix.removeprefix(".") or "png"
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format=kind, dpi=150)
+    save(figure, path)
 
 
 def plot_search(rows: Sequence[Row], path: Path) -> None:
@@ -62,7 +51,6 @@ def plot_search(rows: Sequence[Row], path: Path) -> None:
     Args:
         rows: of `benchmarks.search.search`.
     """
-    require_plots()
     from matplotlib.figure import Figure
 
     sizes = sorted({row["passages"] for row in rows})
@@ -94,5 +82,4 @@ def plot_search(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("seconds, making the index and searching it")
         axes.set_ylabel(f"recall@{mine[0]['k']}")
         axes.grid(alpha=0.3)
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format=path.suffix.removeprefix(".") or "png", dpi=150)
+    save(figure, path)

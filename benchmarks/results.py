@@ -19,6 +19,7 @@ from selection.versions import versions
 
 Row = dict[str, Any]
 T = TypeVar("T")
+ADDED = ("time", "machine", "versions")
 
 
 def machine() -> str:
@@ -59,6 +60,14 @@ def write_rows(rows: Sequence[Row], out: Path | None) -> None:
     }
     with atomic_write(out) as aside:
         pq.write_table(pa.Table.from_pylist([{**row, **common} for row in rows]), aside)
+
+
+def read_rows(out: Path | None) -> list[Row]:
+    """Rows that `write_rows` wrote, without what it added; none where there is no such file."""
+    if out is None or not out.exists():
+        return []
+    rows: list[Row] = pq.read_table(out).to_pylist()
+    return [{name: value for name, value in row.items() if name not in ADDED} for row in rows]
 
 
 def format_rows(rows: Sequence[Row]) -> list[str]:

@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from benchmarks.peers import PEERS
-from benchmarks.results import Row, write_rows
+from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
 from selection.files import peak_memory, release_memory
@@ -82,10 +81,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     queries = encode_task(opened, slug, examples)
     np.save(folder / "queries.npy", queries)
-    rows: list[Row] = pq.read_table(out).to_pylist() if out is not None and out.exists() else []
-    for row in rows:
-        for extra in ("time", "machine", "versions"):
-            row.pop(extra, None)
+    rows = read_rows(out)
     for size in passages or (len(opened.corpus),):
         target = enlarged(opened, slug, size, folder)
         done = {row["path"] for row in rows if (row["passages"], row["queries"], row["k"]) == (size, len(queries), k)}

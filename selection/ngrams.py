@@ -270,6 +270,14 @@ def log_ratio(target: npt.NDArray[np.int64], raw: npt.NDArray[np.int64]) -> npt.
     return ratio
 
 
+def kl_divergence(target: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
+    """KL(target || other) in nats of two distributions over buckets, from counts.
+
+    What a set takes off the corpus's is DSIR's KL reduction (Xie et al. 2023, section 4).
+    """
+    return float(target / target.sum() @ log_ratio(target, other))
+
+
 def sums(ngrams: Ragged, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """For each text the sum over its n-grams of their buckets' weights, float64 [texts]."""
     total = np.zeros(len(ngrams))

@@ -33,7 +33,8 @@ class Selector(Protocol):
         name: what ``--method`` calls it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         """At least `wanted` passages (or all it has), best first.
