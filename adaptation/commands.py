@@ -1,4 +1,4 @@
-"""The commands `nearkin adapt` and `nearkin finetune`."""
+"""The commands `nearkin adapt`, `nearkin finetune` and `nearkin overlap`, which may ask a model."""
 
 from __future__ import annotations
 
@@ -39,12 +39,27 @@ FINETUNE_EXAMPLE = """\
 example:
   nearkin finetune --model models/chemprot-50nn --task tasks/chemprot --out results/chemprot-50nn
 """
+OVERLAP = """\
+How far domains are apart: the share of their most frequent words, stop words left out, that two have in common
+(Gururangan et al., 2020, section 3.1). All rows are counted; --sample takes some of each. A domain is a file, folder or
+glob of text, a task folder (its training texts), an augmentation set, or a store (each of its corpora). Domains with
+fewer distinct words than --top are not comparable with larger ones: choose a --top below all of them.
+
+With --model, the second measure: that model's masked-LM loss on a sample of each domain.
+"""
+OVERLAP_EXAMPLE = """\
+examples:
+  nearkin overlap biomed=biomed.parquet cs=cs.parquet reviews='reviews/*.jsonl' --plot overlap.png
+  nearkin overlap all=store chemprot=tasks/chemprot chosen=knn50 --top 2000 --out overlap.parquet
+  nearkin overlap biomed=biomed.parquet news=news.parquet --model roberta-base --loss-documents 5000
+"""
 
 
 def register(subparsers: Subparsers) -> None:
-    """Adds ``adapt`` and ``finetune`` to a command line; each sets ``run``, from options to exit code."""
+    """Adds ``adapt``, ``finetune`` and ``overlap`` to a command line; each sets ``run``, from options to exit code."""
     _register_adapt(subparsers)
     _register_finetune(subparsers)
+    _register_overlap(subparsers)
 
 
 def _register_adapt(subparsers: Subparsers) -> None:
@@ -137,6 +152,22 @@ def _shared(add: Any) -> None:
     )  # fmt: skip
 
 
+def _register_overlap(subparsers: Subparsers) -> None:
+    add = _command(
+        subparsers, "overlap", "how far domains are apart: words they share, a model's loss on each", OVERLAP,
+        OVERLAP_EXAMPLE, run_overlap,
+    )  # fmt: skip
+    add("domains", nargs="+", metavar="NAME=PATH", help="two or more")
+    add("--top", type=int, default=10_000, metavar="N", help="most frequent words compared (default %(default)s)")
+    add("--sample", type=int, metavar="N", help="count so many random documents of each (default all)")
+    add("--text-column", default="text", metavar="COLUMN", help="where files have their text (default %(default)s)")
+    add("--model", metavar="M", help="also this model's masked-LM loss on each domain")
+    add("--loss-documents", type=int, default=1000, metavar="N", help="it is measured on (default %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, metavar="FILE", help="write the table too (.parquet, .csv, .jsonl)")
+    add("--plot", type=Path, metavar="FILE", help="write a heat map too (.png, .svg, .pdf)")
+
+
 def run_adapt(options: argparse.Namespace) -> int:
     """Runs ``nearkin adapt``; returns the exit code."""
     from adaptation.mlm import adapt
@@ -190,6 +221,35 @@ def run_finetune(options: argparse.Namespace) -> int:
         spread = f" ({std:.2f})" if std is not None else ""
         _say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
     _say(f"written to {result.out / RESULT_FILE}")
+    return 0
+
+
+def run_overlap(options: argparse.Namespace) -> int:
+    """Runs ``nearkin overlap``; returns the exit code."""
+    from dataclasses import replace
+
+    from adaptation.domain_loss import domain_losses
+    from selection.ingest import parse_corpus
+    from selection.overlap import overlap, save_heatmap
+    from selection.plotting import require_plots
+    from selection.writing import check_format, write_table
+
+    if options.plot:
+        require_plots("--plot")
+    if options.out:
+        check_format(options.out)
+    named = [parse_corpus(domain, "") for domain in options.domains]
+    column, seed = options.text_column, options.seed
+    found = overlap(named, top=options.top, sample=options.sample, text_column=column, seed=seed)
+    if options.model:
+        counts = {"documents": options.loss_documents, "text_column": column, "seed": seed}
+        found = replace(found, losses=domain_losses(options.model, named, **counts))
+    print("\n".join(found.lines()))
+    print(f"counted in {human_seconds(found.seconds)}")
+    if options.out:
+        write_table(found.table(), options.out)
+    if options.plot:
+        save_heatmap(found, options.plot)
     return 0
 
 

@@ -55,7 +55,7 @@ class CorpusSpec:
     chunk_model: str | None = None
 
 
-def parse_corpus(argument: str) -> tuple[str, str]:
+def parse_corpus(argument: str, option: str = "--corpus ") -> tuple[str, str]:
     """``NAME=PATH`` as (name, path).
 
     Raises:
@@ -63,7 +63,7 @@ def parse_corpus(argument: str) -> tuple[str, str]:
     """
     name, equals, location = argument.partition("=")
     if not equals or not location:
-        raise InputError(f"--corpus {argument}: write it as NAME=PATH, for example papers=papers.parquet")
+        raise InputError(f"{option}{argument}: write it as NAME=PATH, for example papers=papers.parquet")
     if not NAME.fullmatch(name) or name.endswith(ASIDE):
         raise InputError(f"corpus name {name!r}: use letters, digits, dot, dash and underscore")
     return name, location

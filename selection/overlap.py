@@ -13,7 +13,6 @@ does not enter. Tasks are read whole.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -30,14 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from selection.columnar import open_columnar
+from selection.domains import Batches, domains_of, sampled
 from selection.errors import InputError, NearkinError
 from selection.files import human_seconds, text_bytes
-from selection.ingest import HUB, find_files
 from selection.plotting import heat_map, require_plots, save
-from selection.reading import COLUMNAR_KINDS, is_blank, kind_of, read_batches, text_column
-from selection.store import Store
-from selection.task import read_task
+from selection.reading import is_blank
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +58,6 @@ from words
 where length(word) > 1 and word not in (select stop_word from stop_words)
 group by word
 """
-
-Batches = Iterator[pa.LargeStringArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +172,7 @@ def overlap(
     start = time.perf_counter()
     if min(number for number in (top, sample, threads) if number is not None) < 1:
         raise InputError("--top, --sample and --threads must be 1 or more")
-    domains = [domain for name, path in named for domain in _domains(name, path, text_column)]
+    domains = [domain for name, path in named for domain in domains_of(name, path, text_column)]
     names = [name for name, _ in domains]
     if len(names) < 2:
         raise InputError("overlap compares domains: name two or more, each as NAME=PATH")
@@ -188,7 +182,7 @@ def overlap(
     with _Counter(top, threads) as counter:
         for name, batches in domains:
             began = time.perf_counter()
-            texts = batches if sample is None else _sampled(batches, sample, seed)
+            texts = batches if sample is None else sampled(batches, sample, seed)
             found = counter.count(name, texts)
             counts.append(found)
             took = human_seconds(time.perf_counter() - began)
@@ -199,91 +193,6 @@ def overlap(
     matrix = shared / np.minimum.outer(lists, lists)
     seconds = time.perf_counter() - start
     return Overlap(names, documents, words, vocabulary, top, sample, matrix, seconds)
-
-
-def _domains(name: str, location: str, column: str) -> list[tuple[str, Batches]]:
-    """What `location` is: (domain, its texts) once, or once a corpus of a store. Nothing is read yet but a task."""
-    if location.startswith(HUB):
-        raise InputError(f"{name}={location}: build a store of a hub dataset first, and name the store")
-    path = Path(location).expanduser()
-    if (path / "augmentation.parquet").is_file():
-        return [(name, _file_batches([path / "augmentation.parquet"], "text"))]
-    if _is_store(path):
-        store = Store(path)
-        store.check_corpora()
-        return [(f"{name}/{corpus.name}", _store_batches(store, corpus.name)) for corpus in store.manifest.corpora]
-    if (path / "train.jsonl").is_file():
-        return [(name, iter(read_task(path).train_texts.chunks))]
-    return [(name, _file_batches(find_files(location), column))]
-
-
-def _is_store(path: Path) -> bool:
-    try:
-        return "corpora" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _store_batches(store: Store, name: str) -> Batches:
-    corpus = store.corpus
-    for number, (source, _, _) in enumerate(corpus.shards):
-        if source == name:
-            yield from corpus.unchanged_texts(number).chunks
-
-
-def _file_batches(files: Sequence[Path], column: str) -> Batches:
-    for path in files:
-        try:
-            for batch in _batches(path, column):
-                texts = text_column(batch, column, path)
-                texts.validate(full=True)
-                yield texts
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} cannot be read to its end (cut short, damaged, or not UTF-8): copy or write it again"
-            ) from error
-
-
-def _batches(path: Path, column: str) -> Iterator[pa.RecordBatch]:
-    if kind_of(path) not in COLUMNAR_KINDS:
-        return read_batches(path)
-    file = open_columnar(path)
-    if column not in file.schema.names:
-        text_column(file.schema.empty_table(), column, path)
-    return file.batches(0, file.rows, [column])
-
-
-def _sampled(batches: Batches, count: int, seed: int) -> Batches:
-    """`count` texts drawn at random, or all where there are fewer: those with the smallest of as many random numbers.
-
-    One pass; holds at most twice `count` texts and a batch. Which texts are drawn does not depend on the batches.
-    """
-    random = np.random.default_rng(seed)
-    pieces, drawn, held, limit = [pa.array([], pa.large_string())], [np.empty(0)], 0, 1.0
-    for texts in batches:
-        texts = texts.filter(pc.invert(is_blank(texts)))
-        keys = random.random(len(texts))
-        low = np.flatnonzero(keys < limit)
-        if len(low) == 0:
-            continue
-        pieces.append(texts.take(pa.array(low)))
-        drawn.append(keys[low])
-        held += len(low)
-        if held > 2 * count:
-            pieces, drawn = _smallest(pieces, drawn, count)
-            held, limit = count, float(drawn[0].max())
-    yield from _smallest(pieces, drawn, count)[0]
-
-
-def _smallest(
-    pieces: list[pa.Array], drawn: list[npt.NDArray[np.float64]], count: int
-) -> tuple[list[pa.Array], list[npt.NDArray[np.float64]]]:
-    """The texts with the `count` smallest keys, in their order, as one piece."""
-    texts, keys = pa.concat_arrays(pieces), np.concatenate(drawn)
-    if len(keys) <= count:
-        return [texts], [keys]
-    best = np.sort(np.argpartition(keys, count)[:count])
-    return [texts.take(pa.array(best))], [keys[best]]
 
 
 class _Counter:

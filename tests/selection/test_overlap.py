@@ -139,7 +139,7 @@ def test_formats_store_set_and_task_are_domains(
 def test_a_sample_is_that_of_the_smallest_keys(rows: int, count: int, batch: int, seed: int) -> None:
     texts = pa.array([f"text {row}" for row in range(rows)], pa.large_string())
     batches = (texts.slice(start, batch) for start in range(0, rows, batch))
-    found = [text for piece in module._sampled(batches, count, seed) for text in piece.to_pylist()]
+    found = [text for piece in module.sampled(batches, count, seed) for text in piece.to_pylist()]
     keys = np.random.default_rng(seed).random(rows)
     assert found == [f"text {row}" for row in sorted(np.argsort(keys)[:count])]
 

@@ -1,0 +1,70 @@
+"""A masked LM's loss on each domain: the second measure of how far a domain is from what a model has seen.
+
+"Don't Stop Pretraining" (Gururangan et al. 2020, table 1) takes 50,000 held-out documents of each; the same masks are
+drawn at every call, so two models are compared on the same tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from selection.domains import domains_of, sampled
+from selection.errors import ModelError
+
+
+def domain_losses(
+    model: str,
+    named: Sequence[tuple[str, str]],
+    *,
+    documents: int = 1000,
+    text_column: str = "text",
+    max_tokens: int | None = None,
+    batch: int = 32,
+    bf16: str = "auto",
+    seed: int = 0,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> list[float]:
+    """Mean masked-LM loss, nats a masked token, on a random sample of each domain.
+
+    Args:
+        model: with a masked-LM head: a folder, hub id or short name.
+        named: domains as `selection.overlap.overlap` takes them; the losses are in the order of its ``names``.
+        documents: at most so many of each domain.
+        max_tokens: pieces that longer documents are cut into; None is the model's own limit.
+        batch: pieces a forward pass takes.
+        say: told each domain's loss.
+
+    Raises:
+        ModelError: the model has no masked-LM head.
+        InputError: a domain that cannot be read.
+    """
+    from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder, use_bf16
+    from adaptation.masking import Epoch, Masker, Pieces
+    from adaptation.texts import lengths_of, open_pieces, tokenise
+    from adaptation.training import MaskedRows, held_out_loss, processes
+
+    folder = transformer_folder(model)
+    tokenizer = load_tokenizer(folder, masks=True)
+    network, new_head = load_masked_lm(folder)
+    if new_head:
+        raise ModelError(
+            f"model {model} has no masked-LM head, so it has no loss: adapt it first"
+        )
+    network.to(processes().device)
+    limit = token_limit(max_tokens, network.config, tokenizer)
+    masker, rows, losses = Masker.of(tokenizer, 0.15, seed, Epoch()), MaskedRows(network), []
+    for name, path in named:
+        for domain, texts in domains_of(name, path, text_column):
+            drawn = pa.chunked_array(list(sampled(texts, documents, seed)), pa.large_string())
+            with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+                file = Path(scratch) / "pieces.arrow"
+                tokenise(drawn, tokenizer, limit, False, file)
+                pieces = open_pieces(file)
+                loss = held_out_loss(network, Pieces(pieces), lengths_of(pieces), masker, rows, batch, use_bf16(bf16))
+            say(f"{domain}: loss {loss:.3f} on {len(drawn):,} documents")
+            losses.append(loss)
+    return losses
