@@ -15,10 +15,10 @@ each, 250 MB in all), past which they are forgotten.
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,10 @@ from selection.corpus import Corpus
 from selection.files import atomic_write, require_space
 from selection.store import Store
 from selection.tokens import Ragged, Words, split_words
+from selection.words import Vocabulary
 
 BUCKETS = 10_000
-WORD_PUNCT = re.compile(r"\w+|[^\w\s]+")
+WORD_PUNCT = r"\w+|[^\w\s]+"
 MOST_WORDS, MOST_BIGRAMS = 1_000_000, 8_000_000
 SMALLEST = 1e-8  # added to every probability, as the package does
 BYTES_A_BYTE = 0.8
@@ -41,8 +42,17 @@ BYTES_A_BYTE = 0.8
 Buckets = npt.NDArray[np.integer]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Texts as numbers of their words: `tokens`, the `names` new among them, and whether numbering starts anew."""
+
+    tokens: Ragged
+    names: list[bytes]
+    anew: bool
+
+
 class NgramHasher:
-    """Texts to the buckets of their unigrams and bigrams; not for several threads at once.
+    """Texts to the buckets of their unigrams and bigrams, in two steps, each of which may have a thread of its own.
 
     Args:
         buckets: how many there are.
@@ -51,25 +61,37 @@ class NgramHasher:
     def __init__(self, buckets: int = BUCKETS) -> None:
         self.buckets = buckets
         self.dtype = np.uint16 if buckets <= 1 << 16 else np.uint32
-        self._forget()
+        self._vocabulary = Vocabulary(WORD_PUNCT, ())
+        self._numbered = 0
+        self._forget(words=True)
 
-    def _forget(self) -> None:
-        self._raw = pa.array([], pa.large_binary())  # stretches between white space, as they stand in texts
-        self._tokens = Ragged(np.empty(0, np.int32), np.zeros(1, np.int64))  # of each, numbers of its tokens
-        self._number: dict[str, int] = {}
-        self._names: list[bytes] = []
-        self._unigrams = np.empty(0, self.dtype)
+    def _forget(self, words: bool) -> None:
+        if words:
+            self._names: list[bytes] = []
+            self._unigrams = np.empty(0, self.dtype)
         self._pairs = np.empty(0, np.int64)  # sorted; first token's number in the high half
         self._bigrams = np.empty(0, self.dtype)
 
     def __call__(self, texts: pa.Array | pa.ChunkedArray) -> Ragged:
         """Buckets of each text, uint16 (uint32 where there are more than 65,536), each unigram before its bigram."""
-        return self.of_words(split_words(texts))
+        return self.hash(self.cut(split_words(texts)))
 
-    def of_words(self, words: Words) -> Ragged:
-        """The same, of texts cut already."""
-        cut = self._cut(words.dictionary).take(words.words.values)
-        tokens, bounds = cut.values, cut.offsets[words.words.offsets]
+    def cut(self, words: Words) -> Cut:
+        """The first step: numbers of words and marks."""
+        if anew := len(self._vocabulary) > MOST_WORDS:
+            self._vocabulary, self._numbered = Vocabulary(WORD_PUNCT, ()), 0
+        tokens = self._vocabulary.of_words(words)
+        names = [word.encode() for word in self._vocabulary.words[self._numbered :]]
+        self._numbered += len(names)
+        return Cut(tokens, names, anew)
+
+    def hash(self, cut: Cut) -> Ragged:
+        """The second step, in the order of the first: buckets, as calling it gives."""
+        if cut.anew or len(self._pairs) > MOST_BIGRAMS:
+            self._forget(words=cut.anew)
+        self._names += cut.names
+        self._unigrams = np.concatenate([self._unigrams, self._hashed(cut.names)])
+        tokens, bounds = cut.tokens.values, cut.tokens.offsets
         values = np.empty((len(tokens), 2), self.dtype)
         values[:, 0] = self._unigrams[tokens]
         has_next = np.ones(len(tokens), dtype=bool)
@@ -79,33 +101,7 @@ class NgramHasher:
         values[first, 1] = self._bigram_buckets(pairs)
         keep = np.ones((len(tokens), 2), dtype=bool)
         keep[:, 1] = has_next
-        offsets = 2 * bounds - np.concatenate([[0], np.cumsum(bounds[1:] > bounds[:-1])])
-        if len(self._names) > MOST_WORDS or len(self._pairs) > MOST_BIGRAMS:
-            self._forget()
-        return Ragged(values[keep], offsets)
-
-    def _cut(self, stretches: pa.Array) -> Ragged:
-        """Token numbers of each stretch: known ones looked up, new ones cut by the pattern and remembered."""
-        found = pc.index_in(stretches, value_set=self._raw)
-        missing = stretches.filter(found.is_null())
-        if len(missing):
-            self._tokens = self._tokens.then([self._number_tokens(missing)])
-            self._raw = pa.concat_arrays([self._raw, missing])
-            found = pc.index_in(stretches, value_set=self._raw)
-        return self._tokens.take(found.to_numpy())
-
-    def _number_tokens(self, stretches: pa.Array) -> Ragged:
-        number, start = self._number, len(self._number)
-        numbers: list[int] = []
-        lengths = np.zeros(len(stretches) + 1, np.int64)
-        for place, stretch in enumerate(stretches.to_pylist(), start=1):
-            tokens = WORD_PUNCT.findall(stretch.decode().lower())
-            numbers += [number.setdefault(token, len(number)) for token in tokens]
-            lengths[place] = len(tokens)
-        fresh = [token.encode() for token in list(number)[start:]]
-        self._names += fresh
-        self._unigrams = np.concatenate([self._unigrams, self._hash(fresh)])
-        return Ragged(np.array(numbers, np.int32), np.cumsum(lengths))
+        return Ragged(values[keep], 2 * bounds - np.concatenate([[0], np.cumsum(bounds[1:] > bounds[:-1])]))
 
     def _bigram_buckets(self, pairs: npt.NDArray[np.int64]) -> Buckets:
         encoded = pc.dictionary_encode(pa.array(pairs))
@@ -117,7 +113,7 @@ class NgramHasher:
         fresh = wanted[~known]
         names = self._names
         left, right = (fresh >> 32).tolist(), (fresh & 0xFFFFFFFF).tolist()
-        hashed = self._hash([names[i] + b" " + names[j] for i, j in zip(left, right, strict=True)])
+        hashed = self._hashed([names[i] + b" " + names[j] for i, j in zip(left, right, strict=True)])
         sorted_buckets = np.empty(len(wanted), self.dtype)
         sorted_buckets[known] = self._bigrams[at[known]]
         sorted_buckets[~known] = hashed
@@ -128,7 +124,7 @@ class NgramHasher:
         buckets[order] = sorted_buckets
         return np.asarray(buckets[encoded.indices.to_numpy()])
 
-    def _hash(self, ngrams: list[bytes]) -> Buckets:
+    def _hashed(self, ngrams: list[bytes]) -> Buckets:
         sha, number, buckets = hashlib.sha256, int.from_bytes, self.buckets
         return np.fromiter((number(sha(n).digest(), "big") % buckets for n in ngrams), self.dtype, len(ngrams))
 
@@ -200,20 +196,20 @@ class NgramFeatures:
             tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar,
             ThreadPoolExecutor(1, "read") as reader,
         ):
-            ahead = reader.submit(self._split, shards[0])
+            ahead = reader.submit(self._cut, shards[0], hasher)
             for turn, number in enumerate(shards):
-                words = ahead.result()
+                cut = ahead.result()
                 if turn + 1 < len(shards):
-                    ahead = reader.submit(self._split, shards[turn + 1])
-                self._write(number, hasher.of_words(words))
+                    ahead = reader.submit(self._cut, shards[turn + 1], hasher)
+                self._write(number, hasher.hash(cut))
                 bar.update(self._corpus.shards[number][2].rows)
         current = {self._path(number) for number in range(len(self))}
         for path in self._folder.glob("*.arrow"):
             if path not in current:
                 path.unlink(missing_ok=True)
 
-    def _split(self, number: int) -> Words:
-        return split_words(self._corpus.unchanged_texts(number))
+    def _cut(self, number: int, hasher: NgramHasher) -> Cut:
+        return hasher.cut(split_words(self._corpus.unchanged_texts(number)))
 
     def _whole(self, number: int) -> bool:
         return self._texts[number] in self._good or self._read(number) is not None

@@ -44,9 +44,10 @@ def test_buckets_are_those_of_the_definition(batches: list[list[str]], buckets: 
         assert rows == [plain_buckets(text, buckets) for text in texts]
 
 
-def test_what_is_forgotten_is_hashed_again(passages: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["MOST_BIGRAMS", "MOST_WORDS"])
+def test_what_is_forgotten_is_hashed_again(passages: pa.Table, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = NgramHasher()(passages["text"])
-    monkeypatch.setattr(module, "MOST_BIGRAMS", 100)
+    monkeypatch.setattr(module, limit, 100)
     hasher = NgramHasher()
     parts = [hasher(passages["text"].slice(start, 100)) for start in range(0, 600, 100)]
     assert np.array_equal(parts[0].then(parts[1:]).values, whole.values)
