@@ -100,6 +100,9 @@ def _register_adapt(subparsers: Subparsers) -> None:
         "--head-warmup", type=int, default=usual.head_warmup_steps, metavar="N",
         help="steps that train a new masked-LM head alone first (default %(default)s, at most as many as the run has)",
     )  # fmt: skip
+    add(
+        "--keep-order", action="store_true", help="train in the order of the texts, as a set's --order curriculum wants"
+    )
     _shared(add)
     add("--seed", type=int, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
     add("--overwrite", action="store_true", help="replace DIR where it exists")
@@ -184,6 +187,7 @@ def run_adapt(options: argparse.Namespace) -> int:
         head_warmup_steps=options.head_warmup,
         bf16=options.bf16,
         seed=options.seed,
+        keep_order=options.keep_order,
     )
     result = adapt(
         options.model,

@@ -51,9 +51,7 @@ def domain_losses(
     tokenizer = load_tokenizer(folder, masks=True)
     network, new_head = load_masked_lm(folder)
     if new_head:
-        raise ModelError(
-            f"model {model} has no masked-LM head, so it has no loss: adapt it first"
-        )
+        raise ModelError(f"model {model} has no masked-LM head, so it has no loss: adapt it first")
     network.to(processes().device)
     limit = token_limit(max_tokens, network.config, tokenizer)
     masker, rows, losses = Masker.of(tokenizer, 0.15, seed, Epoch()), MaskedRows(network), []

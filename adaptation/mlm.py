@@ -50,6 +50,7 @@ class AdaptSettings:
         bf16: ``auto``, ``on`` or ``off``.
         seed: draws held-out texts, order, masks, dropout and a new head.
         checkpoint_minutes: time between checkpoints; changes no result.
+        keep_order: take the texts in the order in which they are given (a set's ``--order curriculum``), every epoch.
     """
 
     epochs: int = 100
@@ -66,6 +67,7 @@ class AdaptSettings:
     bf16: str = "auto"
     seed: int = 0
     checkpoint_minutes: float = 5.0
+    keep_order: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate"):
@@ -311,6 +313,7 @@ class _Run:
             lengths=self.lengths,
             order_seed=self.settings.seed,
             epoch=self.epoch,
+            keep_order=self.settings.keep_order,
             rows=self.rows,
         )
         if checkpoint_minutes is not None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -108,16 +109,22 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         lengths: tokens of every training piece.
         order_seed: draws the order of batches.
         epoch: counter shared with the collator.
+        keep_order: batches in the order of the pieces, instead of a random one.
         others: arguments of Trainer.
     """
 
-    def __init__(self, *, lengths: np.ndarray[Any, Any], order_seed: int, epoch: Epoch, **others: Any) -> None:
+    def __init__(
+        self, *, lengths: np.ndarray[Any, Any], order_seed: int, epoch: Epoch, keep_order: bool = False, **others: Any
+    ) -> None:
         super().__init__(**others)
+        self._keep_order = keep_order
         self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
         self.add_callback(EpochClock(epoch))
         self.remove_callback(PrinterCallback)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedBatches:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        if self._keep_order:
+            return SequentialSampler(range(len(self._lengths)))
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedBatches(self._lengths, step, self._order_seed, self._epoch_counter)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import adaptation.masking
 import adaptation.mlm
 import adaptation.training
 from adaptation.mlm import AdaptSettings, adapt
@@ -125,6 +126,21 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert result.held_out_loss == whole.held_out_loss
     assert result.tokens_seen == whole.tokens_seen
+
+
+def test_order_is_kept_where_asked(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    seen: list[int] = []
+    take = adaptation.masking.Pieces.__getitems__
+
+    def watch(self, rows):  # type: ignore[no-untyped-def]
+        seen.extend(rows)
+        return take(self, rows)
+
+    kept = replace(SMALL, max_steps=None, epochs=2, head_warmup_steps=0, keep_order=True)
+    monkeypatch.setattr("adaptation.mlm._Run._measure", lambda run: 1.0)
+    monkeypatch.setattr("adaptation.masking.Pieces.__getitems__", watch)
+    result = adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=kept)
+    assert seen == 2 * list(range(result.pieces))
 
 
 def test_other_texts_do_not_continue_a_stopped_run(tmp_path, tiny_model, texts, jsonl, sentences, monkeypatch) -> None:
