@@ -100,9 +100,7 @@ def _register_adapt(subparsers: Subparsers) -> None:
         "--head-warmup", type=int, default=usual.head_warmup_steps, metavar="N",
         help="steps that train a new masked-LM head alone first (default %(default)s, at most as many as the run has)",
     )  # fmt: skip
-    add(
-        "--keep-order", action="store_true", help="train in the order of the texts, as a set's --order curriculum wants"
-    )
+    add("--keep-order", action="store_true", help="train in the order of the texts (a set's --order curriculum)")
     _shared(add)
     add("--seed", type=int, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
     add("--overwrite", action="store_true", help="replace DIR where it exists")

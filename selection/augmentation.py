@@ -153,7 +153,7 @@ def _nearness(near: str, selector: Selector, pool: Pool, exclude: Sequence[Path]
     if outside:
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
     encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
-    return Nearness(True, pool.embeddings.take, encoded)
+    return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded)
 
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.guard import Duplicates, Guard, normalise
-from selection.near import Contained, Copies, CosineDuplicates, CosineLeaks, Leaks, NearDuplicates
+from selection.near import Contained, Copies, Leaks, NearDuplicates
+from selection.near_cosine import CosineDuplicates, CosineLeaks
 
 NEAR = ("off", "ngrams", "all")
 REMOVED = pa.schema(

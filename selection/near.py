@@ -1,56 +1,40 @@
-"""Near-duplicates and leaks: passages that agree with another text in long stretches, or nearly in meaning.
+"""Near-duplicates and leaks in words: passages that agree with another text in long runs of words.
 
-kNN seeks out near-duplicates of what it is asked with, so comparing whole texts (`selection.guard`) is not enough. Two
-measures, each against forbidden texts (leaks) and against better-ranked candidates (copies):
-
-- runs of 13 words: a passage that shares one with a test text holds a piece of it (the contamination check of GPT-3,
-  Brown et al. 2020, appendix C); one that shares half of its own with earlier passages is a near copy;
-- the cosine of embeddings.
+kNN seeks out near-duplicates of what it is asked with, so comparing whole texts (`selection.guard`) is not enough. A
+passage that shares 13 words in a row with a test text holds a piece of it (the contamination check of GPT-3, Brown et
+al. 2020, appendix C); one that shares half of its runs with better-ranked passages is a near copy of them.
+`selection.near_cosine` does the same by meaning.
 
 N-grams are 64-bit hashes, made and looked up by array arithmetic. Among a billion different ones some pair collides
-with a chance of 3 %, and a collision adds one n-gram to a share. Cosines come from matrix products in the device's
-fastest number format; those near the limit are computed again in float32 by one routine, so that a decision depends
-neither on the format nor on blocks or threads.
+with a chance of 3 %, and a collision adds one n-gram to a share.
 
-Memory: a slice of `SLICE_BYTES` of text takes some ten times that. Beside it stand 12 bytes for each different n-gram
-ranked so far (2 kB a passage of 170 words, twice that while runs are merged), or 4 bytes a dimension for each vector
-kept. Nothing grows with the corpus.
+Memory: fifteen times a slice of text (`SLICE_BYTES`). Beside it stand 12 bytes for each different n-gram ranked so far
+(2 kB a passage of 170 words, twice that while runs are merged). Nothing grows with the corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.errors import NearkinError
-from selection.index.exact import as_tensor, fastest_number, pair_scores, search_devices
 from selection.tokens import Ragged, split_words
 
 PRIORITY = ("test", "dev", "train", "excluded")
 WORDS = 13
 SHORTEST = 8
 SHARE = 0.5
-COSINE = 0.95
 SLICE_BYTES = 8 << 20
-BLOCK_ROWS = 1024
-TILE_ROWS = 4096
-# How far a product of unit vectors may be off. bfloat16 rounds both vectors, the product and the limit by 2**-9 each,
-# 0.008 in all; the rest is for sums, which CUDA may form in float16.
-MARGIN = 0.012
 
 Mask = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.floating]
-Pairs = tuple[Positions, Positions, npt.NDArray[np.float32]]
 
-_NONE = np.iinfo(np.int64).max
+NONE = np.iinfo(np.int64).max  # no forbidden text
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,7 @@ class Contained:
 
     Of a forbidden text of fewer words, but at least `SHORTEST`, all must occur; one of still fewer is left to exact
     comparison (8 and 13 are the bounds of Brown et al. 2020). Memory: at most 28 bytes a different n-gram of the
-    forbidden texts, and as much again while it is built.
+    forbidden texts, 75 while it is built.
 
     Args:
         forbidden: normalised texts by reason (`selection.guard.Guard.forbidden`).
@@ -213,7 +197,7 @@ class Contained:
 
     def __init__(self, forbidden: Mapping[str, pa.Array], n: int = WORDS) -> None:
         self.n = n
-        self._order = _Order({reason: len(texts) for reason, texts in forbidden.items()})
+        self._order = Order({reason: len(texts) for reason, texts in forbidden.items()})
         texts = pa.concat_arrays([pa.array([], pa.large_string()), *(_flat(forbidden[r]) for r in self._order.reasons)])
         self._tables = []
         for length in range(min(SHORTEST, n), n + 1):
@@ -236,7 +220,7 @@ class Contained:
     def find(self, normalised: pa.Array | pa.ChunkedArray) -> Leaks:
         """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""
         texts = _flat(normalised)
-        first = np.full(len(texts), _NONE)
+        first = np.full(len(texts), NONE)
         for part in _slices(texts):
             words = word_hashes(texts[part])
             for length, table, sieve in self._tables:
@@ -249,7 +233,7 @@ class Contained:
         return self._order.leaks(first)
 
 
-class _Order:
+class Order:
     """Forbidden texts numbered through all reasons, those of higher priority first."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -257,8 +241,8 @@ class _Order:
         self._firsts = np.cumsum([0, *(sizes[reason] for reason in self.reasons)], dtype=np.int64)
 
     def leaks(self, first: Positions) -> Leaks:
-        """From the first forbidden text that each passage is too near to, `_NONE` where there is none."""
-        found = first != _NONE
+        """From the first forbidden text that each passage is too near to, `NONE` where there is none."""
+        found = first != NONE
         reason = np.where(found, np.searchsorted(self._firsts, first, "right") - 1, -1)
         return Leaks(self.reasons, reason, np.where(found, first - self._firsts[reason], -1))
 
@@ -327,191 +311,8 @@ class NearDuplicates:
         copies = (share >= self.share) & (share > 0)
         found.mask[copies], found.likeness[copies] = True, share[copies]
         told = before & copies[rows]
-        pairs, counts = np.unique(np.stack([rows[told], owners[told]]), axis=1, return_counts=True)
-        row, owner = pairs[:, np.lexsort((pairs[1], -counts, pairs[0]))]
-        row, first = np.unique(row, return_index=True)
-        found.of[row] = owner[first]
-
-
-class CosineDuplicates:
-    """Keeps, in rank order, each candidate whose cosine with all kept before is below `limit`; the others are copies.
-
-    Cost: a product of every vector with every one kept. Memory: 4 bytes a dimension of each one kept (2 more where
-    they come as float32, 2 more where float32 products are the fastest).
-
-    Args:
-        limit: of the cosine.
-        device: where products are formed; None is the first CUDA GPU, else the CPU.
-    """
-
-    def __init__(self, limit: float = COSINE, device: str | None = None) -> None:
-        self.limit = limit
-        self._kept = _Tiles(device)
-        self._positions = np.empty(0, np.int64)
-        self._count = 0
-
-    def find(self, vectors: Vectors, allowed: Mask) -> Copies:
-        """Which of the next candidates are near copies; the original told is the first kept one that is near enough.
-
-        Args:
-            vectors: float16 or float32 [n, dim], in rank order.
-            allowed: bool [n]; the others are neither compared nor kept.
-
-        Raises:
-            NearkinError: vectors that are not finite.
-        """
-        import torch
-
-        found = Copies.none(len(vectors))
-        with torch.inference_mode():
-            for start in range(0, len(vectors), BLOCK_ROWS):
-                rows = np.flatnonzero(allowed[start : start + BLOCK_ROWS]) + start
-                block = self._kept.measure(vectors[rows])
-                _tell(found, rows, self._positions, self._kept.near(block, self.limit))
-                left = np.flatnonzero(~found.mask[rows])
-                block, rows = block.take(left), rows[left]
-                _tell(found, rows, rows + self._count, _greedy(block.near(block, self.limit), len(rows)))
-                kept = np.flatnonzero(~found.mask[rows])
-                self._kept.add(block.take(kept))
-                self._positions = np.concatenate([self._positions, rows[kept] + self._count])
-        self._count += len(vectors)
-        return found
-
-
-class CosineLeaks:
-    """Finds passages whose cosine with a forbidden text is at least `limit`.
-
-    Args:
-        forbidden: vectors float16 or float32 [any, dim] by reason.
-        limit, device: as for `CosineDuplicates`.
-
-    Raises:
-        NearkinError: vectors that are not finite.
-    """
-
-    def __init__(self, forbidden: Mapping[str, Vectors], limit: float = COSINE, device: str | None = None) -> None:
-        import torch
-
-        self.limit = limit
-        self._order = _Order({reason: len(vectors) for reason, vectors in forbidden.items()})
-        self._tiles = _Tiles(device)
-        with torch.inference_mode():
-            for reason in self._order.reasons:
-                for start in range(0, len(forbidden[reason]), TILE_ROWS):
-                    self._tiles.add(self._tiles.measure(forbidden[reason][start : start + TILE_ROWS]))
-
-    def find(self, vectors: Vectors) -> Leaks:
-        """Which of these vectors (float16 or float32 [n, dim]) are too near; raises as `CosineDuplicates.find`."""
-        import torch
-
-        first = np.full(len(vectors), _NONE)
-        with torch.inference_mode():
-            for start in range(0, len(vectors), BLOCK_ROWS):
-                block = self._tiles.measure(vectors[start : start + BLOCK_ROWS])
-                row, number, _ = self._tiles.near(block, self.limit)
-                np.minimum.at(first, row + start, number)
-        return self._order.leaks(first)
-
-
-def _greedy(pairs: Pairs, rows: int) -> Pairs:
-    """Of near pairs among the same rows, those of a row with an earlier one that is kept; a row without one is kept."""
-    later, earlier, cosine = pairs
-    order = np.lexsort((earlier, later))
-    order = order[earlier[order] < later[order]]
-    later, earlier, cosine = later[order], earlier[order], cosine[order]
-    copies, counts = np.zeros(rows, dtype=bool), np.zeros(len(later), dtype=bool)
-    bounds = np.searchsorted(later, np.arange(rows + 1))
-    for row in np.unique(later):
-        group = slice(bounds[row], bounds[row + 1])
-        counts[group] = ~copies[earlier[group]]
-        copies[row] = counts[group].any()
-    return later[counts], earlier[counts], cosine[counts]
-
-
-def _tell(found: Copies, rows: Positions, positions: Positions, pairs: Pairs) -> None:
-    """Enters pairs of (copy, as a place in `rows`; original, as one in `positions`): of several the first original."""
-    later, earlier, cosine = pairs
-    order = np.lexsort((earlier, later))
-    copies, first = np.unique(later[order], return_index=True)
-    pick = order[first]
-    found.mask[rows[copies]] = True
-    found.of[rows[copies]], found.likeness[rows[copies]] = positions[earlier[pick]], cosine[pick]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Vectors on a device: `stored` as they came, `squares` of their lengths, `unit` of length 1 in a fast format."""
-
-    stored: Any
-    squares: Any
-    unit: Any
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def take(self, rows: npt.NDArray[np.intp]) -> _Measured:
-        import torch
-
-        where = torch.from_numpy(rows).to(self.stored.device)
-        return _Measured(self.stored[where], self.squares[where], self.unit[where])
-
-    def then(self, other: _Measured) -> _Measured:
-        import torch
-
-        pairs = [(self.stored, other.stored), (self.squares, other.squares), (self.unit, other.unit)]
-        return _Measured(*(torch.cat(pair) for pair in pairs))
-
-    def near(self, others: _Measured, limit: float) -> Pairs:
-        """Pairs whose cosine is at least `limit`: (row here, row of the others, cosine)."""
-        import torch
-
-        scores = torch.mm(self.unit, others.unit.T)
-        rows = torch.arange(len(self), device=scores.device)
-        if scores.numel():
-            rows = rows[scores.amax(dim=1) >= limit - MARGIN]
-        at, right = (scores[rows] >= limit - MARGIN).nonzero(as_tuple=True)
-        cosine = pair_scores(others.stored, self.stored[rows].float(), right, at)
-        cosine /= (self.squares[rows[at]] * others.squares[right]).sqrt()
-        good = cosine >= limit
-        return rows[at][good].cpu().numpy(), right[good].cpu().numpy(), cosine[good].cpu().numpy()
-
-
-class _Tiles:
-    """Vectors that others are compared with, at most `TILE_ROWS` in one product."""
-
-    def __init__(self, device: str | None) -> None:
-        import torch
-
-        self._device = torch.device(search_devices(device)[0])
-        self._kind = getattr(torch, fastest_number(str(self._device)))
-        self._tiles: list[_Measured] = []
-
-    def measure(self, vectors: Vectors) -> _Measured:
-        """Brings vectors to the device; raises NearkinError where they are not finite."""
-        import torch
-
-        stored = as_tensor(np.ascontiguousarray(vectors)).to(self._device)
-        full, every = stored.float(), torch.arange(len(stored), device=self._device)
-        squares = pair_scores(stored, full, every, every)
-        if not torch.isfinite(squares).all():
-            raise NearkinError("a vector holds numbers that are not finite: build the embeddings anew")
-        length = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-        return _Measured(stored, squares, (full / length[:, None]).to(self._kind))
-
-    def add(self, rows: _Measured) -> None:
-        """Keeps these as well, at most `TILE_ROWS` at a time."""
-        if self._tiles and len(self._tiles[-1]) + len(rows) <= TILE_ROWS:
-            self._tiles[-1] = self._tiles[-1].then(rows)
-        else:
-            self._tiles.append(rows)
-
-    def near(self, block: _Measured, limit: float) -> Pairs:
-        """Pairs of the block and of all that is kept, as `_Measured.near`."""
-        parts: list[Pairs] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-        first = 0
-        for tile in self._tiles:
-            row, number, cosine = block.near(tile, limit)
-            parts.append((row, number + first, cosine))
-            first += len(tile)
-        later, earlier, likeness = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return later, earlier, likeness
+        pairs, counts = np.unique((rows[told] << 32) | owners[told], return_counts=True)
+        row, owner = pairs >> 32, pairs & 0xFFFFFFFF
+        order = np.lexsort((owner, -counts, row))
+        row, first = np.unique(row[order], return_index=True)
+        found.of[row] = owner[order][first]

@@ -26,7 +26,6 @@ OURS = {
     "tsds": "tsds:TsdsSelector",
     "ot": "ot:OtSelector",
     "cluster": "cluster:ClusterSelector",
-    "classifier": "classifier:ClassifierSelector",
     "mix": "mix:MixSelector",
 }
 

@@ -27,7 +27,14 @@ EVERY = [
     "domain",
     "dsir",
     "dsir:draw=top",
+    "bm25",
+    "tsds",
+    "tsds:draw=top,neighbours=7",
+    "ot",
+    "ot:batch_size=100",
+    "cluster",
     "mix:knn=0.5,random=0.3,dsir=0.2",
+    "mix:tsds=0.4,ot=0.3,cluster=0.3",
 ]
 
 
@@ -49,7 +56,7 @@ def test_every_method_keeps_its_budget_and_gives_the_same_bytes_again(
     assert 0 < each.passages <= 80
 
 
-@pytest.mark.parametrize("method", [m for m in EVERY if not m.startswith(("knn", "mix"))])
+@pytest.mark.parametrize("method", [m for m in EVERY if not m.startswith(("knn", "mix", "bm25"))])
 def test_candidates_asked_again_with_more_are_those_before_and_more(
     built: Path, task_folder: Path, method: str
 ) -> None:

@@ -1,0 +1,48 @@
+"""`bench selectors`: a row a task and method, peers at the same budget, nothing measured twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.selectors import selectors
+from selection.errors import InputError
+from tests.conftest import Cli
+
+
+@pytest.mark.slow
+def test_methods_and_peers_side_by_side(cli: Cli, built: Path, task_folder: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "selectors.parquet", tmp_path / "selectors.png"
+    command = [
+        "bench", "selectors", built, f"{task_folder}=docs", "--methods", "knn", "random", "dsir", "--tokens", 3000,
+        "--scratch", tmp_path / "scratch", "--out", out, "--plot", plot,
+    ]  # fmt: skip
+    code, _, err = cli(*command)
+    assert code == 0, err
+    rows = {row["method"]: row for row in pq.read_table(out).to_pylist()}
+    assert list(rows) == ["knn", "random", "dsir", "data-selection", "bm25s"]
+    for row in rows.values():
+        assert 2500 < row["tokens"] <= 3000
+        assert row["purity"] == row["base"] == 1
+        assert row["first_s"] >= row["rank_s"] + row["fill_s"] > 0
+    assert rows["knn"]["coverage"] > rows["random"]["coverage"]
+    assert rows["dsir"]["kl_reduction"] > rows["random"]["kl_reduction"]
+    assert rows["knn"]["encode_s"] > 0 == rows["dsir"]["encode_s"]
+    assert plot.stat().st_size > 10_000
+    assert not list((tmp_path / "scratch").glob("*.store"))
+    before = out.read_bytes()
+    assert cli(*command)[0] == 0
+    assert pq.read_table(out).drop(["time"]).equals(pq.read_table(before_file(tmp_path, before)).drop(["time"]))
+
+
+def before_file(folder: Path, content: bytes) -> Path:
+    path = folder / "before.parquet"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_domain_that_is_no_corpus_of_the_store_is_refused(built: Path, task_folder: Path) -> None:
+    with pytest.raises(InputError, match="no corpus 'cs', it has docs"):
+        selectors(built, [f"{task_folder}=cs"])

@@ -1,0 +1,116 @@
+"""Cluster: weights as their definition says, shares as the task's, the store's own centroids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selection.errors import NearkinError, StoreError
+from selection.index.blocks import Blocks
+from selection.index.kmeans import nearest_centroids
+from selection.index.search import find_index
+from selection.indexing import index
+from selection.selectors import CANDIDATES
+from selection.selectors.cluster import ClusterSelector, centroids_for, cluster_weights
+from selection.selectors.pool import Pool
+from selection.store import Store
+from selection.task import read_task
+
+
+@pytest.fixture
+def pool(built: Path, task_folder: Path) -> Pool:
+    return Pool(Store(built), read_task(task_folder))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 40))
+def test_weights_are_ratios_and_unvisited_clusters_stand_by_distance(seed: int, clusters: int, queries: int) -> None:
+    rng = np.random.default_rng(seed)
+    centroids, task = (rng.normal(size=(n, 5)).astype(np.float32) for n in (clusters, queries))
+    sizes = rng.integers(0, 50, clusters) + (np.arange(clusters) == 0)
+    weights = cluster_weights(task, centroids, sizes)
+    of_task = nearest_centroids(task, centroids)[:, 0].tolist()
+    visited = {c for c in of_task if sizes[c] > 0}
+    for c in visited:
+        assert weights[c] == pytest.approx(np.log(of_task.count(c) / queries / (sizes[c] / sizes.sum())))
+    rest = sorted(set(range(clusters)) - visited, key=lambda c: -weights[c])
+    near = [(task @ centroids[c]).max() for c in rest]
+    assert all(a >= b - 1e-5 for a, b in pairwise(near))
+    assert max((weights[c] for c in rest), default=-2000) < -1000
+
+
+def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    centroids = centroids_for(pool, pool.embeddings, 6)
+    monkeypatch.setattr("selection.selectors.cluster.centroids_for", lambda *_: centroids)
+    vectors = np.concatenate(list(pool.embeddings)).astype(np.float32)
+    which = nearest_centroids(vectors, centroids)[:, 0]
+    sizes = np.bincount(which, minlength=6)
+    task = np.zeros(6)
+    task[np.argsort(-sizes)[:3]] = 0.3, 0.2, 0.5
+    examples = [vectors[which == c][: round(20 * task[c])] for c in range(6)]
+    pool.__dict__["queries"] = np.concatenate(examples)
+    drawn = []
+    for seed in range(400):
+        pool.seed = seed
+        drawn.append(ClusterSelector().candidates(pool, None, 5)["doc_id"].to_numpy())
+    shares = np.bincount(which[np.concatenate(drawn)], minlength=6) / 2000
+    np.testing.assert_allclose(shares, task, atol=0.04)
+    within = Counter(np.concatenate(drawn)[which[np.concatenate(drawn)] == task.argmax()].tolist())
+    assert max(within.values()) < 40  # no passage is preferred within a cluster
+
+
+def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
+    selector = ClusterSelector()
+    few, every = selector.candidates(pool, None, 30), selector.candidates(pool, None, 600)
+    assert every.schema.equals(CANDIDATES)
+    assert few.equals(every.slice(0, 30))
+    assert ClusterSelector().candidates(pool, None, 600).equals(every)
+    assert sorted(every["doc_id"].to_pylist()) == list(range(600))
+    scores = every["score"].to_numpy()
+    unvisited = scores < -1000
+    assert 0 < unvisited.sum() < 600
+    assert (np.diff(unvisited.astype(int)) >= 0).all()  # all of them last
+    assert (np.diff(scores[unvisited]) <= 0).all()  # cluster by cluster
+    assert len(set(scores[unvisited].tolist())) < unvisited.sum()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert ClusterSelector().candidates(pool, None, 600).equals(every)
+    finally:
+        torch.set_num_threads(before)
+    pool.seed = 1
+    assert ClusterSelector(16).candidates(pool, None, 30)["doc_id"].to_pylist() != few["doc_id"].to_pylist()
+
+
+def test_centroids_of_the_index_are_used_where_it_has_some(store: Path, task_folder: Path) -> None:
+    own = centroids_for(Pool(Store(store), read_task(task_folder)), Pool(Store(store), None).embeddings, None)  # type: ignore[arg-type]
+    assert own.shape == (48, 32)
+    index(store, "ivf")
+    pool = Pool(Store(store), read_task(task_folder))
+    found = centroids_for(pool, pool.embeddings, None)
+    stored = Blocks(pool.store, find_index(pool.store, pool.slug), pool.embeddings).centroids
+    np.testing.assert_array_equal(found, stored)
+    assert centroids_for(pool, pool.embeddings, 7).shape == (7, 32)
+    pool.index = "stream"
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
+    pool.index = None
+    next(iter(pool.store.manifest.indexes.values())).embeddings = "of older passages"
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
+
+
+def test_numbers_of_clusters_that_cannot_be(pool: Pool) -> None:
+    for clusters in (0, -3, 601):
+        with pytest.raises(NearkinError, match="from 1 to the 600 passages"):
+            ClusterSelector(clusters).candidates(pool, None, 5)
+    assert len(ClusterSelector(600).candidates(pool, None, 5)) == 5
+    assert len(ClusterSelector(1).candidates(pool, 2, 5)) == 80
+    pool.__dict__["_resolved"] = (pool.slug, True)
+    with pytest.raises(StoreError, match="cascade has no full embeddings"):
+        ClusterSelector().candidates(pool, None, 5)
