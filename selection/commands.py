@@ -1,4 +1,4 @@
-"""The selection floor's commands: build, index, query, select, verify, doctor."""
+"""The selection floor's commands: build, index, query, select, inspect, verify, doctor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_index(commands)
     _register_query(commands)
     _register_select(commands)
+    _register_inspect(commands)
     verify = add_command(
         commands, "verify", run_verify, "is the store whole; which command repairs what is not", "nearkin verify store"
     )
@@ -257,6 +258,28 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
 
 
+def _register_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        run_inspect,
+        "what is in an augmentation set, judged without training",
+        """
+        nearkin inspect knn50
+        nearkin inspect knn50 --with random50 dsir50 --html knn50.html
+        """,
+    )
+    parser.add_argument("set", metavar="SET", help="a folder that select wrote")
+    parser.add_argument(
+        "--with", metavar="SET", nargs="+", action="extend", default=[], dest="others", help="sets to compare it with"
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write all of it as one page")
+    parser.add_argument("--store", metavar="STORE", help="where the set's store is now, if it has moved")
+    parser.add_argument("--task", metavar="TASK", help="where its task is now, if it has moved")
+    parser.add_argument("--examples", metavar="N", type=seed, default=20, help="passages to show (default: 20)")
+    parser.add_argument("--seed", type=seed, default=0, help="which passages")
+
+
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
     value = int(text)
@@ -444,6 +467,26 @@ def run_select(args: argparse.Namespace) -> int:
 
 def _counts(by_reason: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items()) or "none"
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    from selection.inspect import inspect
+    from selection.inspect_page import write_html
+
+    found = inspect(
+        args.set,
+        others=args.others,
+        store=args.store,
+        task=args.task,
+        examples=args.examples,
+        seed=args.seed,
+        report=_to_stderr,
+    )
+    print("\n".join(found.lines(examples=args.examples)))
+    if args.html:
+        write_html(found, args.html)
+        print(f"page    {args.html}")
+    return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
