@@ -136,8 +136,8 @@ class Histogram:
 def _round_edges(low: float, high: float, bins: int, whole: bool) -> npt.NDArray[np.float64]:
     wanted = (high - low) / bins
     if wanted <= 1e-12 * max(abs(low), abs(high), 1e-30):  # all of one value
-        wanted = 1.0 if whole or low == 0 else abs(low) / 10
-    wanted = max(wanted, 1.0) if whole else wanted
+        wanted = 1.0 if whole else max(abs(low), 1e-6) / 10
+    wanted = max(wanted, 1.0 if whole else 1e-7)
     unit = 10.0 ** np.floor(np.log10(wanted))
     step = next(m * unit for m in ((1, 2, 5, 10, 20) if whole else (1, 2, 2.5, 5, 10, 20)) if m * unit >= wanted)
     first = np.floor(low / step)
