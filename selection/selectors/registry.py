@@ -26,6 +26,7 @@ OURS = {
     "tsds": "tsds:TsdsSelector",
     "ot": "ot:OtSelector",
     "cluster": "cluster:ClusterSelector",
+    "classifier": "classifier:ClassifierSelector",
     "mix": "mix:MixSelector",
 }
 

@@ -1,0 +1,123 @@
+"""Classifier: which passages a classifier takes for the task's (Brown et al. 2020, appendix A, there for quality).
+
+A logistic regression tells the task's training texts from passages drawn from the corpus. A passage is kept where
+Pareto noise (alpha 9) exceeds 1 - p, p being what the classifier gives it; so passages are ranked by noise + p, and a
+budget is a threshold on that. Features are hashed n-grams (`selection.ngrams`; log(1 + count), scaled to unit length),
+or the store's embeddings.
+
+Cost: training takes seconds; then a pass over 2 bytes an n-gram, or over the embeddings. Memory: a shard's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.sparse as sp
+
+from selection.ngrams import BUCKETS, NgramFeatures, NgramHasher
+from selection.selectors import Pool
+from selection.selectors.ot import all_embeddings
+from selection.selectors.ranked import Ranked, Scored
+from selection.tokens import Ragged
+
+PARETO = 9.0
+NEGATIVES, LEAST, MOST = 5, 2_000, 50_000
+
+
+@dataclass
+class ClassifierSelector:
+    """See `selection.selectors.Selector`. Its score is the probability of the task; it has no query.
+
+    Attributes:
+        features: ``ngrams`` or ``embeddings``.
+        draw: ``noisy``, the noisy threshold; or ``top``, by probability alone.
+    """
+
+    features: Literal["ngrams", "embeddings"] = "ngrams"
+    draw: Literal["noisy", "top"] = "noisy"
+    name: ClassVar[str] = "classifier"
+    _ranked: Ranked = field(default_factory=Ranked, init=False, repr=False, compare=False)
+
+    def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
+        return self._ranked.best(pool.count(k, wanted), lambda: self._scan(pool))
+
+    def _scan(self, pool: Pool) -> Iterator[Scored]:
+        source = _Ngrams(pool) if self.features == "ngrams" else _Embedded(pool)
+        model = trained(source.task(), source.sample(sampled(pool)))
+        noise = np.random.default_rng((pool.seed, 1))
+        first = 0
+        for shard in source.shards():
+            scores = model.predict_proba(shard)[:, 1]
+            ranked = scores + noise.pareto(PARETO, len(scores)) if self.draw == "noisy" else scores
+            yield ranked, np.arange(first, first + len(scores)), scores.astype(np.float32)
+            first += len(scores)
+
+
+def sampled(pool: Pool) -> npt.NDArray[np.int64]:
+    """Passages that stand for the corpus, int64 ascending: `NEGATIVES` a task example, `LEAST` to `MOST` of them."""
+    wanted = min(max(NEGATIVES * len(pool.task.train_texts), LEAST), MOST, len(pool.corpus))
+    drawn = np.random.default_rng((pool.seed, 0)).choice(len(pool.corpus), wanted, replace=False)
+    return np.sort(drawn).astype(np.int64)
+
+
+def trained(task: Any, corpus: Any) -> Any:
+    """A scikit-learn LogisticRegression of `task` (class 1) against `corpus` (class 0), both classes weighing the same.
+
+    Args:
+        task, corpus: [n, features], dense or CSR.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    both = sp.vstack([task, corpus], format="csr") if sp.issparse(task) else np.concatenate([task, corpus])
+    labels = np.repeat([1, 0], [task.shape[0], corpus.shape[0]])
+    return LogisticRegression(C=1.0, class_weight="balanced", max_iter=200).fit(both, labels)
+
+
+def ngram_rows(ngrams: Ragged, buckets: int = BUCKETS) -> sp.csr_matrix:
+    """Texts as rows float32 [texts, buckets]: log(1 + count) of each bucket, scaled to unit length."""
+    ones = np.ones(len(ngrams.values), dtype=np.float32)
+    rows = sp.csr_matrix((ones, ngrams.values.astype(np.int32), ngrams.offsets), shape=(len(ngrams), buckets))
+    rows.sum_duplicates()
+    np.log1p(rows.data, out=rows.data)
+    lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+    rows.data /= np.repeat(np.maximum(lengths, 1e-12), np.diff(rows.indptr))
+    return rows
+
+
+class _Ngrams:
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._features = pool, NgramFeatures(pool.store)
+
+    def task(self) -> sp.csr_matrix:
+        return ngram_rows(NgramHasher()(self._pool.task.train_texts))
+
+    def sample(self, doc_ids: npt.NDArray[np.int64]) -> sp.csr_matrix:
+        offsets = self._pool.corpus.offsets
+        parts = []
+        for number in range(len(self._features)):
+            low, high = np.searchsorted(doc_ids, offsets[number : number + 2])
+            if low < high:
+                parts.append(ngram_rows(self._features.shard(number).take(doc_ids[low:high] - offsets[number])))
+        return sp.vstack(parts, format="csr")
+
+    def shards(self) -> Iterator[sp.csr_matrix]:
+        return (ngram_rows(shard) for shard in self._features)
+
+
+class _Embedded:
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._embeddings = pool, all_embeddings(pool, "classifier:features=embeddings")
+
+    def task(self) -> npt.NDArray[np.float32]:
+        return self._pool.queries
+
+    def sample(self, doc_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return self._embeddings.take(doc_ids)
+
+    def shards(self) -> Iterator[npt.NDArray[np.float32]]:
+        return (shard.astype(np.float32) for shard in self._embeddings)
