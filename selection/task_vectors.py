@@ -70,7 +70,7 @@ def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
             table = pa.ipc.open_file(source).read_all()
         about = table.schema.metadata or {}
         values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors: Vectors = values.astype(np.float32, copy=False).reshape(rows, dim)
+        vectors: Vectors = np.array(values, dtype=np.float32).reshape(rows, dim)
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
     whole = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest().encode() == about.get(b"sha256")
