@@ -127,6 +127,8 @@ def _alone(store: Path, task: Path, method: str, slug: str, tokens: int, seed: i
     assert chosen is not None
     peak, children = peak_memory(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     shutil.rmtree(fresh)
+    for worker in multiprocessing.active_children():  # a peer's, which would keep this process waiting for minutes
+        worker.terminate()
     removed = chosen.removed
     return {
         "passages": chosen.passages,
