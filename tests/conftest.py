@@ -96,8 +96,8 @@ def built(corpus_file: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def store(built: Path, tmp_path: Path) -> Path:
-    """A copy of `built` that a test may change."""
-    return Path(shutil.copytree(built, tmp_path / "store"))
+    """A copy of `built` that a test may change, without what other tests had it keep."""
+    return Path(shutil.copytree(built, tmp_path / "store", ignore=shutil.ignore_patterns("tasks", "ngrams")))
 
 
 @pytest.fixture
