@@ -73,7 +73,7 @@ class Nearness:
 class Gate:
     """Lets candidates in, in rank order, and counts those that it does not.
 
-    Memory: 60 bytes and the normalised text of each passage let in, and what `selection.near` says; with `keep`, all
+    Memory: 16 bytes a candidate, and what `selection.near` says; with `keep`, all
     that was removed.
 
     Args:

@@ -15,10 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.hashes import Seen, text_hashes
 from selection.reading import read_table, text_column
 from selection.task import Task
 
 NOT_WORD = r"[^\pL\pM\pN]+"
+PRIORITY = ("test", "dev", "train", "excluded")
 
 
 def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -53,35 +55,26 @@ class Guard:
         """For each reason, which of `normalised` (bool [n]) it forbids; each text once, test first."""
         taken = np.zeros(len(normalised), dtype=bool)
         found = {}
-        for reason in sorted(self.forbidden, key=_PRIORITY.index):
+        for reason in sorted(self.forbidden, key=PRIORITY.index):
             hit = pc.is_in(normalised, value_set=self.forbidden[reason]).to_numpy(zero_copy_only=False) & ~taken
             taken |= hit
             found[reason] = hit
         return found
 
 
-_PRIORITY = ["test", "dev", "train", "excluded"]
-
-
 class Duplicates:
-    """Remembers what has been let through, so that a second copy is not."""
+    """Remembers what has been let through, so that a second copy is not; 8 bytes a text."""
 
     def __init__(self) -> None:
-        self._seen = pa.array([], pa.large_string())
-
-    def __len__(self) -> int:
-        return len(self._seen)
+        self._seen = Seen()
 
     def repeated(self, normalised: pa.Array) -> npt.NDArray[np.bool_]:
         """Which of `normalised` (bool [n]) occurred before, here or in an earlier call."""
-        codes = pc.dictionary_encode(normalised).indices.to_numpy()
-        first = np.zeros(len(codes), dtype=bool)
-        first[np.unique(codes, return_index=True)[1]] = True
-        before: npt.NDArray[np.bool_] = np.asarray(
-            pc.is_in(normalised, value_set=self._seen).to_numpy(zero_copy_only=False)
-        )
-        return np.logical_or(~first, before)
+        hashes = text_hashes(normalised)
+        first = np.zeros(len(hashes), dtype=bool)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        return np.logical_or(~first, self._seen.has(hashes))
 
     def add(self, normalised: pa.Array) -> None:
         """Lets these through."""
-        self._seen = pa.concat_arrays([self._seen, normalised])
+        self._seen.add(text_hashes(normalised))

@@ -22,7 +22,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -35,6 +34,7 @@ from selection.encoders import CASCADE, STATIC, cascade_model, slug_of
 from selection.errors import InputError, NearkinError, StoreError
 from selection.filling import AUGMENTATION, BLOCK
 from selection.guard import normalise
+from selection.hashes import text_hashes
 from selection.inspection import GROUPS, SHOWN, Coverage, Example, Inspection, Ints, Part, Shared
 from selection.ngrams import BUCKETS, NgramHasher, corpus_counts, kl_divergence, text_counts
 from selection.pages import Histogram
@@ -140,11 +140,7 @@ class _Set:
 
     def text_hashes(self) -> npt.NDArray[np.uint64]:
         """A 64-bit hash of each distinct text, as the guard compares texts; sorted."""
-        parts = []
-        with duckdb.connect() as connection:
-            for block in self.blocks():
-                connection.register("texts", pa.table({"text": normalise(block["text"])}))
-                parts.append(connection.sql("select hash(text) as h from texts").to_arrow_table()["h"].to_numpy())
+        parts = [text_hashes(normalise(block["text"])) for block in self.blocks()]
         return np.unique(np.concatenate(parts))
 
 

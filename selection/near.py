@@ -22,16 +22,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.tokens import Ragged, split_words
+from selection.guard import PRIORITY
+from selection.hashes import Hashes, flat, ngram_hashes, word_hashes
 
-PRIORITY = ("test", "dev", "train", "excluded")
 WORDS = 13
 SHORTEST = 8
 SHARE = 0.5
 SLICE_BYTES = 8 << 20
 
 Mask = npt.NDArray[np.bool_]
-Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
 
 NONE = np.iinfo(np.int64).max  # no forbidden text
@@ -74,65 +73,6 @@ class Copies:
     @classmethod
     def none(cls, n: int) -> Copies:
         return cls(np.zeros(n, bool), np.full(n, -1, np.int64), np.zeros(n, np.float32))
-
-
-def _mix(hashes: Hashes) -> Hashes:
-    """Spreads each bit over all others, in place (the finaliser of SplitMix64, Steele et al. 2014)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        hashes ^= hashes >> np.uint64(shift)
-        hashes *= np.uint64(factor)
-    hashes ^= hashes >> np.uint64(31)
-    return hashes
-
-
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_LETTERS = _mix(np.arange(1, 257, dtype=np.uint64) * _BASE)
-
-
-def word_hashes(normalised: pa.Array | pa.ChunkedArray) -> Ragged:
-    """A uint64 hash of each word of each text, wherever and beside whatever it stands.
-
-    Args:
-        normalised: large_string [n], words with single spaces between them (`selection.guard.normalise`).
-    """
-    split = split_words(normalised)
-    return Ragged(_hash_each(split.dictionary)[split.words.values], split.words.offsets)
-
-
-def _hash_each(words: pa.Array) -> Hashes:
-    """uint64 [n] of large_binary [n]: a polynomial over the bytes; the space behind a word is not part of it."""
-    ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
-    sums = np.zeros(len(words), np.uint64)
-    lengths = np.diff(ends)
-    filled = np.flatnonzero(lengths)
-    if len(filled):
-        raw = np.frombuffer(words.buffers()[2], np.uint8)[ends[0] : ends[-1]]
-        starts = ends[:-1] - ends[0]
-        within = np.arange(len(raw)) - np.repeat(starts, lengths)
-        powers = np.cumprod(np.full(int(lengths.max()), _BASE))
-        terms = np.where(raw <= ord(" "), np.uint64(0), _LETTERS[raw] * powers[within])
-        sums[filled] = np.add.reduceat(terms, starts[filled])
-    return _mix(sums)
-
-
-def ngram_hashes(words: Ragged, n: int) -> Ragged:
-    """A uint64 hash of every run of `n` words within a text, in order; texts of fewer words have none.
-
-    Args:
-        words: `word_hashes`.
-    """
-    total = max(len(words.values) - n + 1, 0)
-    sums = np.zeros(total, np.uint64)
-    for place in range(n):
-        sums *= _BASE
-        sums += words.values[place : place + total]
-    return Ragged(_mix(sums), words.offsets).cut(words.offsets[:-1], np.maximum(words.lengths - n + 1, 0))
-
-
-def _flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One large_string array without nulls."""
-    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    return pc.fill_null(texts.cast(pa.large_string()), "")
 
 
 def _slices(texts: pa.Array) -> Iterator[slice]:
@@ -198,7 +138,7 @@ class Contained:
     def __init__(self, forbidden: Mapping[str, pa.Array], n: int = WORDS) -> None:
         self.n = n
         self._order = Order({reason: len(texts) for reason, texts in forbidden.items()})
-        texts = pa.concat_arrays([pa.array([], pa.large_string()), *(_flat(forbidden[r]) for r in self._order.reasons)])
+        texts = pa.concat_arrays([pa.array([], pa.large_string()), *(flat(forbidden[r]) for r in self._order.reasons)])
         self._tables = []
         for length in range(min(SHORTEST, n), n + 1):
             table = self._table(texts, length)
@@ -219,7 +159,7 @@ class Contained:
 
     def find(self, normalised: pa.Array | pa.ChunkedArray) -> Leaks:
         """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""
-        texts = _flat(normalised)
+        texts = flat(normalised)
         first = np.full(len(texts), NONE)
         for part in _slices(texts):
             words = word_hashes(texts[part])
@@ -274,7 +214,7 @@ class NearDuplicates:
             normalised: large_string [n], in rank order.
             allowed: bool [n]; the others are neither compared nor remembered.
         """
-        texts, found = _flat(normalised), Copies.none(len(normalised))
+        texts, found = flat(normalised), Copies.none(len(normalised))
         for part in _slices(texts):
             rows = np.flatnonzero(allowed[part]) + part.start
             grams = ngram_hashes(word_hashes(texts.take(pa.array(rows))), self.n)

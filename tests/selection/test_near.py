@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from selection import near, near_cosine
 from selection.errors import NearkinError
-from selection.guard import normalise
-from selection.near import PRIORITY, Contained, Copies, Leaks, NearDuplicates, ngram_hashes, word_hashes
+from selection.guard import PRIORITY, normalise
+from selection.hashes import ngram_hashes, word_hashes
+from selection.near import Contained, Copies, Leaks, NearDuplicates
 from selection.near_cosine import CosineDuplicates, CosineLeaks
 
 Vectors = npt.NDArray[np.floating]

@@ -1,0 +1,104 @@
+"""64-bit hashes of texts, words and runs of words, by array arithmetic over Arrow's buffers.
+
+Words that are equal have equal hashes wherever they stand. Among a billion different texts some pair collides with a
+chance of 3 %.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selection.tokens import Ragged, split_words
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def mix(hashes: Hashes) -> Hashes:
+    """Spreads each bit over all others, in place (the finaliser of SplitMix64, Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= np.uint64(factor)
+    hashes ^= hashes >> np.uint64(31)
+    return hashes
+
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_LETTERS = mix(np.arange(1, 257, dtype=np.uint64) * _BASE)
+
+
+def word_hashes(normalised: pa.Array | pa.ChunkedArray) -> Ragged:
+    """A uint64 hash of each word of each text, wherever and beside whatever it stands.
+
+    Args:
+        normalised: large_string [n], words with single spaces between them (`selection.guard.normalise`).
+    """
+    split = split_words(normalised)
+    return Ragged(hash_each(split.dictionary)[split.words.values], split.words.offsets)
+
+
+def hash_each(words: pa.Array) -> Hashes:
+    """uint64 [n] of large_binary [n]: a polynomial over the bytes; the space behind a word is not part of it."""
+    ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
+    sums = np.zeros(len(words), np.uint64)
+    lengths = np.diff(ends)
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        raw = np.frombuffer(words.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+        starts = ends[:-1] - ends[0]
+        within = np.arange(len(raw)) - np.repeat(starts, lengths)
+        powers = np.cumprod(np.full(int(lengths.max()), _BASE))
+        terms = np.where(raw <= ord(" "), np.uint64(0), _LETTERS[raw] * powers[within])
+        sums[filled] = np.add.reduceat(terms, starts[filled])
+    return mix(sums)
+
+
+def ngram_hashes(words: Ragged, n: int) -> Ragged:
+    """A uint64 hash of every run of `n` words within a text, in order; texts of fewer words have none.
+
+    Args:
+        words: `word_hashes`.
+    """
+    total = max(len(words.values) - n + 1, 0)
+    sums = np.zeros(total, np.uint64)
+    for place in range(n):
+        sums *= _BASE
+        sums += words.values[place : place + total]
+    return Ragged(mix(sums), words.offsets).cut(words.offsets[:-1], np.maximum(words.lengths - n + 1, 0))
+
+
+def flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One large_string array without nulls."""
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    return pc.fill_null(texts.cast(pa.large_string()), "")
+
+
+def text_hashes(normalised: pa.Array | pa.ChunkedArray) -> Hashes:
+    """A uint64 hash of each text (large_string [n], as `selection.guard.normalise` gives it)."""
+    return hash_each(flat(normalised).cast(pa.large_binary()))
+
+
+class Seen:
+    """A growing set of hashes, 8 bytes each: sorted runs, each at least twice as long as the next."""
+
+    def __init__(self) -> None:
+        self._runs: list[Hashes] = []
+
+    def has(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Which of these are in it, bool [n]."""
+        found = np.zeros(len(hashes), dtype=bool)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            found |= run[at] == hashes
+        return found
+
+    def add(self, hashes: Hashes) -> None:
+        """Adds these."""
+        if len(hashes) == 0:
+            return
+        self._runs.append(np.unique(hashes))
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            last = self._runs.pop()
+            self._runs[-1] = np.union1d(self._runs[-1], last)
