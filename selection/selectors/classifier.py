@@ -1,9 +1,10 @@
 """Classifier: which passages a classifier takes for the task's (Brown et al. 2020, appendix A, there for quality).
 
-A logistic regression tells the task's training texts from passages drawn from the corpus. A passage is kept where
-Pareto noise (alpha 9) exceeds 1 - p, p being what the classifier gives it; so passages are ranked by noise + p, and a
-budget is a threshold on that. Features are hashed n-grams (`selection.ngrams`; log(1 + count), scaled to unit length),
-or the store's embeddings.
+A logistic regression tells the task's training texts from passages drawn from the corpus. GPT-3's filter keeps a
+document where Pareto noise (alpha 9) exceeds 1 - p, p being what the classifier gives it, so with a chance of
+(2 - p) ** -9. Here passages are drawn without replacement in proportion to that chance (Gumbel top-k): for any budget
+the mixture that the filter lets through. Features are hashed n-grams (`selection.ngrams`; log(1 + count), scaled to
+unit length), or the store's embeddings.
 
 Cost: training takes seconds; then a pass over 2 bytes an n-gram, or over the embeddings. Memory: a shard's features.
 """
@@ -22,7 +23,7 @@ import scipy.sparse as sp
 from selection.ngrams import BUCKETS, NgramFeatures, NgramHasher
 from selection.selectors import Pool
 from selection.selectors.ot import all_embeddings
-from selection.selectors.ranked import Ranked, Scored
+from selection.selectors.ranked import Ranked, Scored, gumbel
 from selection.tokens import Ragged
 
 PARETO = 9.0
@@ -35,7 +36,7 @@ class ClassifierSelector:
 
     Attributes:
         features: ``ngrams`` or ``embeddings``.
-        draw: ``noisy``, the noisy threshold; or ``top``, by probability alone.
+        draw: ``noisy``, as GPT-3's filter lets through; or ``top``, by probability alone.
     """
 
     features: Literal["ngrams", "embeddings"] = "ngrams"
@@ -49,11 +50,11 @@ class ClassifierSelector:
     def _scan(self, pool: Pool) -> Iterator[Scored]:
         source = _Ngrams(pool) if self.features == "ngrams" else _Embedded(pool)
         model = trained(source.task(), source.sample(sampled(pool)))
-        noise = np.random.default_rng((pool.seed, 1))
         first = 0
-        for shard in source.shards():
+        counts = np.diff(pool.corpus.offsets).tolist()
+        for shard, noise in zip(source.shards(), gumbel(pool.seed, counts), strict=True):
             scores = model.predict_proba(shard)[:, 1]
-            ranked = scores + noise.pareto(PARETO, len(scores)) if self.draw == "noisy" else scores
+            ranked = noise - PARETO * np.log(2 - scores) if self.draw == "noisy" else scores
             yield ranked, np.arange(first, first + len(scores)), scores.astype(np.float32)
             first += len(scores)
 
