@@ -3,10 +3,10 @@
 A logistic regression tells the task's training texts from passages drawn from the corpus. GPT-3's filter keeps a
 document where Pareto noise (alpha 9) exceeds 1 - p, p being what the classifier gives it, so with a chance of
 (2 - p) ** -9. Here passages are drawn without replacement in proportion to that chance (Gumbel top-k): for any budget
-the mixture that the filter lets through. Features are hashed n-grams (`selection.ngrams`; log(1 + count), scaled to
-unit length), or the store's embeddings.
+the mixture that the filter lets through. Features are the store's embeddings, or hashed n-grams (`selection.ngrams`;
+log(1 + count), scaled to unit length).
 
-Cost: training takes seconds; then a pass over 2 bytes an n-gram, or over the embeddings. Memory: a shard's features.
+Cost: training takes seconds; then a pass over the embeddings, or over 2 bytes an n-gram. Memory: a shard's features.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ class ClassifierSelector:
     """See `selection.selectors.Selector`. Its score is the probability of the task; it has no query.
 
     Attributes:
-        features: ``ngrams`` or ``embeddings``.
+        features: ``embeddings``; or ``ngrams``, which need none, but tell a task by its markers rather than its domain
+            where its texts have any.
         draw: ``noisy``, as GPT-3's filter lets through; or ``top``, by probability alone.
     """
 
-    features: Literal["ngrams", "embeddings"] = "ngrams"
+    features: Literal["embeddings", "ngrams"] = "embeddings"
     draw: Literal["noisy", "top"] = "noisy"
     name: ClassVar[str] = "classifier"
     _ranked: Ranked = field(default_factory=Ranked, init=False, repr=False, compare=False)

@@ -57,12 +57,14 @@ def test_two_domains_are_told_apart_and_noise_lets_others_in(tmp_path: Path) -> 
     lines = [json.dumps({"text": " ".join(rng.choice(words["cell"], 12))}) for _ in range(30)]
     (tmp_path / "task.jsonl").write_text("\n".join(lines))
     pool = Pool(Store(tmp_path / "store"), read_task(tmp_path / "task.jsonl"), seed=1)
-    top = ClassifierSelector(draw="top").candidates(pool, None, 300)["doc_id"].to_numpy()
+    top = ClassifierSelector("ngrams", "top").candidates(pool, None, 300)["doc_id"].to_numpy()
     assert (top < 300).mean() > 0.98
-    drawn = ClassifierSelector().candidates(pool, None, 200)
+    drawn = ClassifierSelector("ngrams").candidates(pool, None, 200)
     assert 0.5 < (drawn["doc_id"].to_numpy() < 300).mean() < 1
-    chances = [ClassifierSelector().candidates(Pool(pool.store, pool.task, seed=s), None, 1) for s in range(100)]
-    every = ClassifierSelector(draw="top").candidates(pool, None, 600)["score"].to_numpy().astype(np.float64)
+    chances = [
+        ClassifierSelector("ngrams").candidates(Pool(pool.store, pool.task, seed=s), None, 1) for s in range(100)
+    ]
+    every = ClassifierSelector("ngrams", "top").candidates(pool, None, 600)["score"].to_numpy().astype(np.float64)
     weights = (2 - every) ** -9.0
     expected = (weights * every).sum() / weights.sum()  # the mean score of one draw
     spread = np.sqrt((weights * (every - expected) ** 2).sum() / weights.sum())

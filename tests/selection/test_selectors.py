@@ -34,7 +34,7 @@ EVERY = [
     "ot:batch_size=100",
     "cluster",
     "classifier",
-    "classifier:features=embeddings,draw=top",
+    "classifier:features=ngrams,draw=top",
     "mix:knn=0.5,random=0.3,dsir=0.2",
     "mix:tsds=0.4,ot=0.3,cluster=0.3",
 ]
