@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
+from selection.commands import positive, seed
 from selection.files import human_seconds
 
 if TYPE_CHECKING:
@@ -159,12 +160,12 @@ def _register_overlap(subparsers: Subparsers) -> None:
         OVERLAP_EXAMPLE, run_overlap,
     )  # fmt: skip
     add("domains", nargs="+", metavar="NAME=PATH", help="two or more")
-    add("--top", type=int, default=10_000, metavar="N", help="most frequent words compared (default %(default)s)")
-    add("--sample", type=int, metavar="N", help="count so many random documents of each (default all)")
+    add("--top", type=positive, default=10_000, metavar="N", help="most frequent words compared (default %(default)s)")
+    add("--sample", type=positive, metavar="N", help="count so many random documents of each (default all)")
     add("--text-column", default="text", metavar="COLUMN", help="where files have their text (default %(default)s)")
     add("--model", metavar="M", help="also this model's masked-LM loss on each domain")
-    add("--loss-documents", type=int, default=1000, metavar="N", help="it is measured on (default %(default)s)")
-    add("--seed", type=int, default=0)
+    add("--loss-documents", type=positive, default=1000, metavar="N", help="it is measured on (default %(default)s)")
+    add("--seed", type=seed, default=0)
     add("--out", type=Path, metavar="FILE", help="write the table too (.parquet, .csv, .jsonl)")
     add("--plot", type=Path, metavar="FILE", help="write a heat map too (.png, .svg, .pdf)")
 
@@ -237,15 +238,16 @@ def run_overlap(options: argparse.Namespace) -> int:
     from selection.writing import check_format, write_table
 
     if options.plot:
-        require_plots("--plot")
+        require_plots("--plot", options.plot)
     if options.out:
         check_format(options.out)
-    named = [parse_corpus(domain, "") for domain in options.domains]
-    column, seed = options.text_column, options.seed
-    found = overlap(named, top=options.top, sample=options.sample, text_column=column, seed=seed)
+    named, column = [parse_corpus(domain, "") for domain in options.domains], options.text_column
+    losses = None
     if options.model:
-        counts = {"documents": options.loss_documents, "text_column": column, "seed": seed}
-        found = replace(found, losses=domain_losses(options.model, named, **counts))
+        counts = {"documents": options.loss_documents, "text_column": column, "seed": options.seed}
+        losses = domain_losses(options.model, named, **counts)
+    found = overlap(named, top=options.top, sample=options.sample, text_column=column, seed=options.seed)
+    found = replace(found, losses=losses)
     print("\n".join(found.lines()))
     print(f"counted in {human_seconds(found.seconds)}")
     if options.out:

@@ -336,7 +336,7 @@ class _Run:
         from adaptation.loading import load_tokenizer
 
         losses = result.held_out_loss
-        with atomic_folder(self.out, overwrite) as folder:
+        with atomic_folder(self.out, overwrite, RESULT_FILE) as folder:
             self.model.save_pretrained(folder)
             load_tokenizer(self.folder).save_pretrained(folder)
             write_json(folder / RESULT_FILE, _record(self, result) | {"held_out_loss": losses, "versions": versions()})

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selection.commands import add_command, positive, share
+from selection.commands import add_command, positive, seed, share
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
@@ -144,7 +144,7 @@ def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--peers", nargs="*", metavar="PEER", help="data-selection, bm25s (default: those installed)")
     parser.add_argument("--tokens", type=positive, default=1_000_000, help="of each set (default: 1000000)")
     parser.add_argument("--encoder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--scratch", metavar="DIR", type=Path, help="for the sets; they are left there")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="what is picked against seconds (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
@@ -187,7 +187,7 @@ def run_throughput(args: argparse.Namespace) -> int:
     from selection.plotting import require_plots
 
     if args.plot:
-        require_plots("--plot")
+        require_plots("--plot", args.plot)
     rows = throughput(
         args.corpus,
         passages=args.passages,
@@ -211,7 +211,7 @@ def run_search(args: argparse.Namespace) -> int:
     from selection.plotting import require_plots
 
     if args.plot:
-        require_plots("--plot")
+        require_plots("--plot", args.plot)
     rows = search(
         args.store,
         args.task,
@@ -236,7 +236,7 @@ def run_cascade(args: argparse.Namespace) -> int:
     from selection.plotting import require_plots
 
     if args.plot:
-        require_plots("--plot")
+        require_plots("--plot", args.plot)
     rows = cascade(
         args.store,
         args.tasks,
@@ -261,7 +261,7 @@ def run_selectors(args: argparse.Namespace) -> int:
     from selection.plotting import require_plots
 
     if args.plot:
-        require_plots("--plot")
+        require_plots("--plot", args.plot)
     peers = list(PEERS) if args.peers is None else args.peers
     if unknown := [peer for peer in peers if peer not in PEERS]:
         raise InputError(f"unknown peer {unknown[0]!r}: choose from {', '.join(PEERS)}")

@@ -65,8 +65,9 @@ def selectors(
         scratch: for copies of the store and the sets; default beside `store`. The sets are left there.
 
     Returns:
-        One row a task and method: ``task``, ``method``, ``budget``, ``passages``, ``tokens``, ``first_s``, ``again_s``,
-        of the first run ``encode_s``, ``rank_s`` and ``fill_s``, ``passages_s`` (of the corpus, first run),
+        One row a task and method: ``task``, ``method``, ``encoder``, ``corpus`` (its passages), ``seed``, ``budget``,
+        ``passages``, ``tokens``, ``first_s``, ``again_s``, of the first run ``encode_s``, ``rank_s`` and ``fill_s``,
+        ``passages_s`` (of the corpus, first run),
         ``memory_mb`` (peak of the process, or of one it started), ``purity`` (share of the set's text from the task's
         own domain) and ``base`` (that share of the corpus), ``kl_reduction`` (nats on hashed n-grams, DSIR's measure),
         ``coverage`` (share of task examples with one of their `NEAREST` nearest passages in the set), ``cosine`` (mean
@@ -82,11 +83,12 @@ def selectors(
         find_selector(method)
     folder = scratch or Path(f"{store}.bench-selectors")
     rows = read_rows(out)
-    done = {(row["task"], row["method"], row["budget"]) for row in rows}
+    same = {"encoder": slug, "corpus": len(opened.corpus), "seed": seed, "budget": tokens}
+    done = {(row["task"], row["method"]) for row in rows if same.items() <= row.items()}
     for path, domain in named:
         examples, judge = read_task(path), None
         for method in [*methods, *peers]:
-            if (examples.name, method, tokens) in done:
+            if (examples.name, method) in done:
                 continue
             if method in PEERS and not installed(method):
                 say(f"left out: {method} is not installed")
@@ -95,7 +97,7 @@ def selectors(
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 row = pool.submit(_alone, Path(store), path, method, slug, tokens, seed, target).result()
             judge = judge or _Judge(opened, path, domain, slug)
-            rows.append({"task": examples.name, "method": method, "budget": tokens, **row, **judge(target)})
+            rows.append({"task": examples.name, "method": method, **same, **row, **judge(target)})
             say(f"{examples.name}: {method} {row['first_s']:.1f} s, again {row['again_s']:.1f} s")
             write_rows(rows, out)
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +22,7 @@ from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
 from selection.reading import read_table, text_column
 from selection.selectors import Pool, Selector, SelectsFrom
-from selection.selectors.registry import find_selector
+from selection.selectors.registry import find_selector, fresh
 from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_texts
@@ -111,7 +112,7 @@ def select(
         raise NearkinError(f"unknown nearness {near!r}: choose one of {', '.join(NEAR)}")
     if removed is not None:
         check_format(Path(removed))
-    selector = find_selector(method) if isinstance(method, str) else method
+    selector = find_selector(method) if isinstance(method, str) else fresh(method)
     opened, examples = Store(store), read_task(task)
     budget = budget or (Budget(everything=True) if getattr(selector, "everything", False) else Budget(k=50))
     if examples.path.is_file():
@@ -122,7 +123,7 @@ def select(
     opened.check_corpora()
     outside = [Path(path) for path in exclude]
     guard = Guard.of(examples, outside)
-    with atomic_folder(Path(out), overwrite) as folder:
+    with atomic_folder(Path(out), overwrite, "augmentation.parquet") as folder:
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, outside)
         filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
@@ -136,8 +137,8 @@ def select(
             folder / "manifest.json",
             _manifest(result, pool, method if isinstance(method, str) else selector.name, budget, outside, order, near),
         )
-    if removed is not None:
-        write_table(filled.gate.report(), Path(removed))
+        if removed is not None:
+            write_table(filled.gate.report(), Path(removed))
     opened.save_checked()
     return result
 
@@ -153,7 +154,7 @@ def _nearness(near: str, selector: Selector, pool: Pool, exclude: Sequence[Path]
     if outside:
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
     encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
-    return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded)
+    return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)
 
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
@@ -162,16 +163,31 @@ def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
 
 def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
     """The rows of `scratch`, which stand in rank order, as Parquet in the order asked for, a block at a time."""
-    with pa.memory_map(str(scratch)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        rows = np.arange(table.num_rows)
+    with pa.memory_map(str(scratch)) as source, pq.ParquetWriter(path, AUGMENTATION, compression="zstd") as writer:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]  # mapped, not read
         if order == "random":
-            np.random.default_rng(seed).shuffle(rows)
-        elif order == "curriculum":
-            rows = rows[::-1]
-        with pq.ParquetWriter(path, AUGMENTATION, compression="zstd") as writer:
+            sizes = np.array([len(batch) for batch in batches])
+            rows = np.random.default_rng(seed).permutation(sizes.sum())
             for start in range(0, len(rows), BLOCK):
-                writer.write_table(table.take(pa.array(rows[start : start + BLOCK])))
+                writer.write_table(_gathered(batches, np.cumsum(sizes), rows[start : start + BLOCK]))
+            return
+        for batch in batches if order == "rank" else batches[::-1]:
+            if len(batch) == 0:
+                continue
+            turned = batch if order == "rank" else batch.take(pa.array(np.arange(len(batch))[::-1]))
+            writer.write_batch(turned)
+
+
+def _gathered(batches: list[pa.RecordBatch], ends: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows of several batches, in the order asked for."""
+    which = np.searchsorted(ends, rows, "right")
+    order = np.argsort(which, kind="stable")
+    parts = []
+    for number in np.unique(which):
+        inside = rows[order][which[order] == number] - (ends[number] - len(batches[number]))
+        parts.append(batches[number].take(pa.array(inside)))
+    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(np.argsort(order)))
 
 
 def _how(pool: Pool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,11 +28,16 @@ from selection.errors import NearkinError, explain_os_error
 ASIDE = ".partial"
 
 
+def _aside(path: Path) -> Path:
+    """A name beside `path` that no other process takes; it tells who is at it."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{ASIDE}")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path to write to; on success it becomes `path`, on any error it is removed and `path` is untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ASIDE)
+    aside = _aside(path)
     try:
         yield aside
         with aside.open("rb+") as file:
@@ -45,17 +51,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder to fill; on success it becomes `path`.
+def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None) -> Iterator[Path]:
+    """Yields an empty folder to fill; on success it becomes `path`, and what was there before is removed.
 
-    Raises NearkinError where `path` exists and is not empty, unless `overwrite`.
+    Args:
+        overwrite: replace a folder that is not empty.
+        holds: a file that such a folder must have, so that nothing of another kind is ever replaced.
+
+    Raises:
+        NearkinError: `path` exists and is not empty, and may not be replaced.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
+    filled = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if filled and not overwrite:
         raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
+    if filled and holds is not None and not (path / holds).is_file():
+        raise NearkinError(f"{path} has no {holds}, so it is something else and is not replaced: name another folder")
     path = Path(os.path.abspath(path))  # noqa: PTH100
-    aside = path.with_name(path.name + ASIDE)
+    aside, before = _aside(path), _aside(path)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
         for file in aside.rglob("*"):
@@ -63,13 +76,16 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
         if path.is_dir():
-            shutil.rmtree(path)
+            path.replace(before)
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        if before.exists() and not path.exists():
+            before.replace(path)
         raise explain_os_error(error, f"writing {path}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -88,12 +104,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed run left aside under `folder`."""
+    """Removes what a killed run left aside under `folder`; what a running process is at stays."""
     for leftover in folder.rglob("*" + ASIDE):
+        if _at_work(leftover):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _at_work(aside: Path) -> bool:
+    """Whether the process that made this file is another one and still runs."""
+    number = aside.name.removesuffix(ASIDE).rpartition(".")[2].partition("-")[0]
+    if not number.isdigit() or int(number) == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def sha256_of_file(path: Path) -> str:

@@ -62,8 +62,11 @@ class Budget:
         if given and min(given) < 1:
             raise NearkinError("-k, --docs and --tokens must be at least 1")
 
-    def check(self, size: int) -> None:
-        """Raises InputError where a corpus of `size` passages cannot fill it."""
+    def check(self, corpus: Corpus) -> None:
+        """Raises InputError where a corpus cannot fill it; a token has at least one byte."""
+        size, most = len(corpus), sum(shard.text_bytes for _, _, shard in corpus.shards)
+        if self.tokens is not None and self.tokens > most:
+            raise InputError(f"--tokens {self.tokens:,} is more than the text has: ask for fewer")
         for value, flag in ((self.docs, "--docs"), (self.k, "-k")):
             if value is not None and value > size:
                 raise InputError(f"{flag} {value:,} is more than the {size:,} passages there are: ask for fewer")
@@ -80,8 +83,11 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
     """
     corpus = selector.corpus(pool) if isinstance(selector, SelectsFrom) else pool.corpus
     size = len(corpus)
-    budget.check(size)
+    budget.check(corpus)
+    pool.everything = budget.everything
     wanted = size if budget.everything else min(size, _first_guess(budget, corpus, pool.tokenizer))
+    if budget.tokens is not None and wanted >= size:
+        _check_tokens(budget.tokens, corpus, pool.tokenizer)
     stages = pool.seconds
     stages |= {"rank": 0.0, "fill": 0.0}
     while True:
@@ -93,20 +99,39 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
             filling.take(candidates, writer)
         stages["rank"] += ranked - start
         stages["fill"] += time.perf_counter() - ranked
-        if filling.full or budget.k is not None or wanted >= size or candidates.num_rows >= size:
+        if filling.full or budget.k is not None or wanted >= size or candidates.num_rows < wanted:
             break
         wanted = min(size, wanted * 2)
     stages["rank"] -= stages.get("encode", 0.0)
     if filling.passages == 0:
-        raise InputError("nothing was selected: every candidate is a text of the task, excluded, or over the budget")
+        raise InputError(f"nothing was selected: {_why_nothing(selector.name, candidates.num_rows, filling)}")
     if not filling.full and budget.k is None and not budget.everything:
-        if budget.tokens is not None and candidates.num_rows >= size:
-            raise InputError(
-                f"--tokens {budget.tokens:,} is more than the {filling.tokens:,} tokens that may be selected: "
-                "ask for fewer"
-            )
         log.warning("the budget was not reached: %s has no more passages that may be selected", selector.name)
     return filling
+
+
+def _why_nothing(method: str, candidates: int, filling: Filling) -> str:
+    if candidates == 0:
+        return f"{method} finds no passage for this task"
+    if filling.full:
+        return "the best passage alone has more tokens than the budget"
+    removed = filling.gate.removed
+    counts = {"texts of the task or excluded": sum(removed.leaks.values()), "copies": removed.duplicates}
+    counts |= {
+        "near copies": removed.near_duplicates,
+        "too near to dev, test or excluded": sum(removed.near_leaks.values()),
+    }
+    return "every candidate was kept out (" + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) + ")"
+
+
+def _check_tokens(wanted: int, corpus: Corpus, tokenizer: str) -> None:
+    """Raises InputError where a corpus has fewer tokens, asked before everything is ranked."""
+    there = 0
+    for shard in range(len(corpus.shards)):
+        there += int(count_tokens(corpus.texts(shard), tokenizer).sum())
+        if there >= wanted:
+            return
+    raise InputError(f"--tokens {wanted:,} is more than the {there:,} tokens there are: ask for fewer")
 
 
 def _first_guess(budget: Budget, corpus: Corpus, tokenizer: str) -> int:
@@ -144,9 +169,10 @@ class Filling:
                 keep = self.gate.admit(block["doc_id"].to_numpy(), rows)
                 counts = count_tokens(rows["text"].take(keep), self.tokenizer)
                 fits = self._fit(counts)
-                self.full = fits < len(keep) or self.passages + fits == self.budget.docs
-                keep = keep[:fits]
                 self.passages, self.tokens = self.passages + fits, self.tokens + int(counts[:fits].sum())
+                self.full = fits < len(keep) or self.passages == self.budget.docs or self.tokens == self.budget.tokens
+                keep = keep[:fits]
+                self.gate.settle(int(keep[-1]) + 1 if self.full and fits else 0 if self.full else block.num_rows)
                 kept = _rows(block.take(keep), rows.take(keep), self.method)
                 for count in pc.value_counts(kept["source"]).to_pylist():
                     self._sources[count["values"]] += count["counts"]

@@ -63,17 +63,19 @@ class Nearness:
         ngrams: whether runs of words are compared.
         vectors_of: gives float16 [n, dim] of doc_ids int64 [n]; None where cosines are not compared.
         forbidden: vectors of dev, test and excluded texts by reason, where they are.
+        device: where cosines are formed.
     """
 
     ngrams: bool = False
     vectors_of: Callable[[npt.NDArray[np.int64]], Vectors] | None = None
     forbidden: Mapping[str, Vectors] = field(default_factory=dict)
+    device: str | None = None
 
 
 class Gate:
     """Lets candidates in, in rank order, and counts those that it does not.
 
-    Memory: 16 bytes a candidate, and what `selection.near` says; with `keep`, all
+    Memory: 8 bytes a candidate, and what `selection.near` says; with `keep`, all
     that was removed.
 
     Args:
@@ -88,36 +90,55 @@ class Gate:
         evaluation = {reason: texts for reason, texts in guard.forbidden.items() if reason in EVALUATION}
         self._pieces = Contained(evaluation) if self._nearness.ngrams else None
         self._copies = NearDuplicates() if self._nearness.ngrams else None
-        by_cosine = self._nearness.vectors_of is not None
-        self._near_leaks = CosineLeaks(self._nearness.forbidden) if by_cosine else None
-        self._near_copies = CosineDuplicates() if by_cosine else None
+        by_cosine, device = self._nearness.vectors_of is not None, self._nearness.device
+        self._near_leaks = CosineLeaks(self._nearness.forbidden, device=device) if by_cosine else None
+        self._near_copies = CosineDuplicates(device=device) if by_cosine else None
         self._doc_ids = [np.empty(0, np.int64)]
         self._told: list[pa.Table] = []
+        self._out: list[_Out] = []
         self.removed = Removed(
             leaks=dict.fromkeys(guard.forbidden, 0),
             near_leaks=dict.fromkeys(evaluation, 0) if self._nearness.ngrams or by_cosine else {},
         )
 
     def admit(self, doc_ids: npt.NDArray[np.int64], rows: pa.Table) -> npt.NDArray[np.intp]:
-        """Positions of the passages (``id``, ``text``, ``source``) that may enter; later ones are held against them."""
+        """Positions of the passages (``id``, ``text``, ``source``) that may enter; `settle` then counts the others."""
         texts = normalise(rows["text"])
-        self._doc_ids.append(doc_ids)
+        if self._keep:
+            self._doc_ids.append(doc_ids)
+        self._out = []
         candidates = _Candidates(doc_ids, rows, np.ones(len(texts), dtype=bool))
         for reason, hit in self._guard.reasons(texts).items():
-            self.removed.leaks[reason] += self._take_out(candidates, hit, reason)
+            self._take_out(candidates, hit, "leaks", reason)
         vectors = None if self._nearness.vectors_of is None else self._nearness.vectors_of(doc_ids)
         if self._pieces is not None:
             self._take_leaks(candidates, self._pieces.find(texts))
         if vectors is not None and self._near_leaks is not None:
             self._take_leaks(candidates, self._near_leaks.find(vectors), texts=False)
-        self.removed.duplicates += self._take_out(candidates, self._seen.repeated(texts), "duplicate")
+        first_seen = pa.array(candidates.still)
+        self._take_out(candidates, self._seen.repeated(texts) & candidates.still, "duplicates", "duplicate")
+        self._seen.add(texts.filter(first_seen))
         if self._copies is not None:
             self._take_copies(candidates, self._copies.find(texts, candidates.still))
         if vectors is not None and self._near_copies is not None:
             self._take_copies(candidates, self._near_copies.find(vectors, candidates.still))
-        kept = np.flatnonzero(candidates.still)
-        self._seen.add(texts.take(pa.array(kept)))
-        return kept
+        return np.flatnonzero(candidates.still)
+
+    def settle(self, stop: int) -> None:
+        """Counts those kept out among the first `stop` candidates of the last block: the set may end there."""
+        for out in self._out:
+            count = int((out.rows < stop).sum())
+            counts = getattr(self.removed, out.kind)
+            if isinstance(counts, dict):
+                counts[out.split] += count
+            else:
+                setattr(self.removed, out.kind, counts + count)
+        told = [(out.rows[out.rows < stop], out.told) for out in self._out if out.told is not None]
+        if told:  # in rank order, whatever the reasons
+            place = np.argsort(np.concatenate([rows for rows, _ in told]), kind="stable")
+            table = pa.concat_tables([table.slice(0, len(rows)) for rows, table in told])
+            self._told.append(table.take(pa.array(place)))
+        self._out = []
 
     def report(self) -> pa.Table:
         """`REMOVED`: each candidate that was not let in, why, and which text or passage it is too near."""
@@ -129,25 +150,26 @@ class Gate:
             if self._keep and texts:
                 found = pa.array(np.where(hit, leaks.row, 0), mask=~hit)
                 other = self._guard.forbidden[reason].take(found)
-            self.removed.near_leaks[reason] += self._take_out(candidates, hit, f"near {reason}", other_text=other)
+            self._take_out(candidates, hit, "near_leaks", f"near {reason}", other_text=other)
 
     def _take_copies(self, candidates: _Candidates, copies: Copies) -> None:
         original = np.concatenate(self._doc_ids)[copies.of] if self._keep else None
-        taken = self._take_out(candidates, copies.mask, "near duplicate", copies.likeness, original)
-        self.removed.near_duplicates += taken
+        self._take_out(candidates, copies.mask, "near_duplicates", "near duplicate", copies.likeness, original)
 
     def _take_out(
         self,
         candidates: _Candidates,
         hit: Mask,
+        kind: str,
         reason: str,
         likeness: npt.NDArray[np.float32] | None = None,
         other: npt.NDArray[np.int64] | None = None,
         other_text: pa.Array | None = None,
-    ) -> int:
-        """Takes those that are still in and hit out, for this reason; how many."""
+    ) -> None:
+        """Takes those that are still in and hit out, for this reason."""
         out = np.flatnonzero(hit & candidates.still)
         candidates.still[out] = False
+        told = None
         if self._keep and len(out):
             at, count = pa.array(out), len(out)
             rows = candidates.rows.take(at)
@@ -159,8 +181,18 @@ class Gate:
                 "other_text": pa.nulls(count, pa.large_string()) if other_text is None else other_text.take(at),
                 **{name: rows[name] for name in ("id", "source", "text")},
             }
-            self._told.append(pa.table([columns[name] for name in REMOVED.names], schema=REMOVED))
-        return len(out)
+            told = pa.table([columns[name] for name in REMOVED.names], schema=REMOVED)
+        self._out.append(_Out(out, kind, reason.removeprefix("near "), told))
+
+
+@dataclass(frozen=True)
+class _Out:
+    """Rows of a block taken out for one reason: the field of `Removed` that counts them, its split, what is told."""
+
+    rows: npt.NDArray[np.intp]
+    kind: str
+    split: str
+    told: pa.Table | None
 
 
 @dataclass

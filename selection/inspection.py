@@ -214,12 +214,6 @@ def comparison(found: Inspection) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-COMPARED = (
-    "KL reduction is towards this set's task and from its corpus; a small set leaves n-grams out, which lowers it, so "
-    "compare sets of one size. Shared: the share of this set that the other holds too."
-)
-
-
 def brought_histogram(coverage: Coverage) -> Histogram:
     return Histogram.of(coverage.passages, float(np.percentile(coverage.passages, 99.5, method="higher")))
 

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from selection.corpus import Corpus
+from selection.errors import NearkinError
 from selection.files import atomic_write, require_space
 from selection.store import Store
 from selection.tokens import Ragged, Words, split_words
@@ -59,6 +60,8 @@ class NgramHasher:
     """
 
     def __init__(self, buckets: int = BUCKETS) -> None:
+        if not 1 <= buckets < 1 << 31:
+            raise NearkinError(f"there can be 1 to {(1 << 31) - 1:,} buckets of n-grams, not {buckets:,}")
         self.buckets = buckets
         self.dtype = np.uint16 if buckets <= 1 << 16 else np.uint32
         self._vocabulary = Vocabulary(WORD_PUNCT, ())
@@ -160,6 +163,7 @@ class NgramFeatures:
         """Buckets of one shard's passages."""
         found = self._read(number)
         if found is None:  # damaged or deleted meanwhile
+            self._good.discard(self._texts[number])
             self._make()
             found = self._read(number)
         assert found is not None
@@ -177,18 +181,20 @@ class NgramFeatures:
 
     def _make(self) -> None:
         first = {text: number for number, text in reversed(list(enumerate(self._texts)))}
-        shards = sorted(number for number in first.values() if not self._whole(number))
+        shards = sorted(number for number in first.values() if self._read(number) is None)
         if not shards:
             return
-        bytes_needed = int(BYTES_A_BYTE * sum(self._corpus.shards[n][2].text_bytes for n in shards))
+        share = BYTES_A_BYTE * np.dtype(NgramHasher(self.buckets).dtype).itemsize / 2
+        bytes_needed = int(share * sum(self._corpus.shards[n][2].text_bytes for n in shards))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            probe = self._folder / ".writable.partial"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self._folder).close()
         except OSError:
+            if self._temporary is not None:
+                raise
             self._temporary = tempfile.TemporaryDirectory(prefix="nearkin-")
-            self._folder = Path(self._temporary.name)
+            self._folder, self._good = Path(self._temporary.name), set()
+            return self._make()
         require_space(self._folder, bytes_needed)
         hasher = NgramHasher(self.buckets)
         total = sum(self._corpus.shards[n][2].rows for n in shards)
@@ -210,9 +216,6 @@ class NgramFeatures:
 
     def _cut(self, number: int, hasher: NgramHasher) -> Cut:
         return hasher.cut(split_words(self._corpus.unchanged_texts(number)))
-
-    def _whole(self, number: int) -> bool:
-        return self._texts[number] in self._good or self._read(number) is not None
 
     def _write(self, number: int, ngrams: Ragged) -> None:
         values = pa.array(ngrams.values)

@@ -25,17 +25,30 @@ UNDATED: dict[str, dict[str, None]] = {
 }
 
 
-def require_plots(option: str) -> None:
+def require_plots(option: str, path: Path | None = None) -> None:
     """Asked before a long run, not after it.
 
     Args:
         option: what needs the plots, as the user wrote it: ``--plot``.
+        path: the file, whose ending is checked.
 
     Raises:
         NearkinError: matplotlib is missing.
     """
     if find_spec("matplotlib") is None:
         raise NearkinError(f"{option} needs matplotlib: pip install 'nearkin[plots]'")
+    if path is not None:
+        from matplotlib.figure import Figure
+
+        _kind_of(Figure(), path)
+
+
+def _kind_of(figure: Any, path: Path) -> str:
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise NearkinError(f"{path}: no figure can be written as .{kind}; use one of {', '.join(sorted(known))}")
+    return kind
 
 
 def save(figure: Any, path: Path | str) -> None:
@@ -51,10 +64,7 @@ def save(figure: Any, path: Path | str) -> None:
     import matplotlib
 
     path = Path(path)
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise NearkinError(f"{path}: no figure can be written as .{kind}; use one of {', '.join(sorted(known))}")
+    kind = _kind_of(figure, path)
     with matplotlib.rc_context({"svg.hashsalt": "nearkin"}), atomic_write(path) as aside:
         figure.savefig(aside, format=kind, dpi=DPI, metadata=UNDATED.get(kind))
 

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from selection.corpus import Corpus, Shard
 from selection.errors import StoreError, explain_os_error
-from selection.files import sha256_of_file, sweep, write_json
+from selection.files import ASIDE, sha256_of_file, sweep, write_json
 
 FORMAT = 1
 
@@ -179,7 +179,7 @@ class Store:
             self.manifest = _read_manifest(manifest)
         elif not create:
             raise StoreError(f"{self.path} is not a store (no manifest.json there): make one with `nearkin build`")
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name not in _OURS for p in self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or not all(_is_ours(p) for p in self.path.iterdir())):
             raise StoreError(f"{self.path} exists and is not a store: name a new folder")
         else:
             self.manifest = Manifest()
@@ -286,7 +286,12 @@ class Store:
         return path
 
 
-_OURS = {".lock", ".checked.json", "corpus", "manifest.json.partial"}
+_OURS = {".lock", ".checked.json", "corpus"}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder with this in it may be a store that was never finished."""
+    return path.name in _OURS or path.name.endswith(ASIDE)
 
 
 def _read_cache(path: Path) -> dict[str, list[Any]]:

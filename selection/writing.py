@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from selection.errors import InputError
+from selection.errors import InputError, NearkinError
 from selection.files import atomic_write
 
 FORMATS = {".parquet": "format parquet, compression zstd", ".csv": "format csv, header", ".jsonl": "format json"}
@@ -17,6 +17,8 @@ def check_format(path: Path) -> None:
     """Raises InputError where the name does not say a format: asked before long work, not after it."""
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: name it .parquet, .csv or .jsonl")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -25,4 +27,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     with duckdb.connect() as connection, atomic_write(path) as aside:
         connection.register("rows", table)
         quoted = str(aside).replace("'", "''")
-        connection.execute(f"copy rows to '{quoted}' ({FORMATS[path.suffix]})")
+        try:
+            connection.execute(f"copy rows to '{quoted}' ({FORMATS[path.suffix]})")
+        except duckdb.Error as error:
+            raise NearkinError(f"{path} cannot be written: {str(error).strip().splitlines()[0]}") from error

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from selection.ngrams import BUCKETS, NgramFeatures, NgramHasher
 from selection.selectors import Pool
@@ -53,8 +54,9 @@ class ClassifierSelector:
         model = trained(source.task(), source.sample(sampled(pool)))
         first = 0
         counts = np.diff(pool.corpus.offsets).tolist()
-        for shard, noise in zip(source.shards(), gumbel(pool.seed, counts), strict=True):
-            scores = model.predict_proba(shard)[:, 1]
+        for shard, noise in zip(source.shards(), gumbel(pool.seed, self.name, counts), strict=True):
+            with threadpool_limits(1):
+                scores = model.predict_proba(shard)[:, 1]
             ranked = noise - PARETO * np.log(2 - scores) if self.draw == "noisy" else scores
             yield ranked, np.arange(first, first + len(scores)), scores.astype(np.float32)
             first += len(scores)
@@ -77,7 +79,8 @@ def trained(task: Any, corpus: Any) -> Any:
 
     both = sp.vstack([task, corpus], format="csr") if sp.issparse(task) else np.concatenate([task, corpus])
     labels = np.repeat([1, 0], [task.shape[0], corpus.shape[0]])
-    return LogisticRegression(C=1.0, class_weight="balanced", max_iter=200).fit(both, labels)
+    with threadpool_limits(1):  # sums in another order would be other scores
+        return LogisticRegression(C=1.0, class_weight="balanced", max_iter=200).fit(both, labels)
 
 
 def ngram_rows(ngrams: Ragged, buckets: int = BUCKETS) -> sp.csr_matrix:

@@ -62,7 +62,7 @@ class ClusterSelector:
         clusters = [nearest_centroids(block, centroids)[:, 0].astype(np.int32) for block in embeddings]
         corpus = sum(np.bincount(block, minlength=len(centroids)) for block in clusters)
         weights = cluster_weights(pool.queries, centroids, np.asarray(corpus))
-        noise = gumbel(pool.seed, (len(block) for block in clusters))
+        noise = gumbel(pool.seed, self.name, (len(block) for block in clusters))
         for shard, (block, noisy) in enumerate(zip(clusters, noise, strict=True)):
             scores, first = weights[block], int(embeddings.offsets[shard])
             yield scores + noisy, np.arange(first, first + len(block)), scores.astype(np.float32)

@@ -20,7 +20,7 @@ from selection.store import Store
 
 @dataclass
 class CuratedSelector:
-    """See `selection.selectors.Selector`. Its passages come from a file, in the file's order; doc_id is the row there.
+    """See `selection.selectors.Selector`. Its passages are a file's, in its order; doc_id numbers those with text.
 
     Attributes:
         file: whatever ``build --corpus`` takes: a file, folder or glob of text, csv, jsonl, Parquet or Arrow.

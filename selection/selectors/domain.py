@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -27,13 +27,10 @@ class DomainSelector:
     source: str | None = None
     name: ClassVar[str] = "domain"
     everything: ClassVar[bool] = True
-    _whole: bool | None = field(default=None, init=False, repr=False)
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         rows = rows_of(pool.corpus, self.source)
-        if self._whole is None:  # asked again with more, a part stays a drawn one
-            self._whole = k is None and wanted >= len(pool.corpus)
-        if self._whole:
+        if pool.everything:
             return candidate_table(rows)
         return candidate_table(rows[draw(len(rows), min(len(rows), pool.count(k, wanted)), pool.seed)])
 

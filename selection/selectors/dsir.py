@@ -46,7 +46,7 @@ class DsirSelector:
         features = NgramFeatures(pool.store, self.buckets)
         weights = log_ratio(text_counts(pool.task.train_texts, self.buckets), features.counts())
         first = 0
-        noise = gumbel(pool.seed, (len(shard) for shard in features))
+        noise = gumbel(pool.seed, self.name, (len(shard) for shard in features))
         for shard, noisy in zip(features, noise, strict=True):
             scores = sums(shard, weights)
             ids = np.arange(first, first + len(scores))

@@ -1,4 +1,7 @@
-"""Mix: shares of several methods, as ``mix:knn=0.8,random=0.2``; whatever the budget, the set has these shares."""
+"""Mix: shares of several methods, as ``mix:knn=0.8,random=0.2``; the candidates have these shares, whatever the budget.
+
+Where the gate keeps more of one method out, the others fill its place.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pyarrow as pa
 
 from selection.errors import NearkinError
 from selection.selectors import CANDIDATES, Pool, Selector, SelectsFrom
-from selection.selectors.registry import find_selector
+from selection.selectors.registry import find_selector, fresh
 
 
 @dataclass
@@ -23,6 +26,10 @@ class MixSelector:
     """
 
     parts: list[tuple[Selector, float]]
+
+    def __post_init__(self) -> None:
+        self.parts = [(fresh(part), share) for part, share in self.parts]
+
     name: ClassVar[str] = "mix"
 
     @classmethod
@@ -42,8 +49,10 @@ class MixSelector:
                 share = 0.0
             if not 0 < share < float("inf"):
                 raise NearkinError(f"method mix: the share of {name} must be a number above 0, not {text!r}")
+            if name in ("mix", "curated"):
+                raise NearkinError(f"method mix cannot mix in {name}: name methods that choose from the store")
             selector = find_selector(name)
-            if isinstance(selector, (SelectsFrom, cls)):
+            if isinstance(selector, SelectsFrom):
                 raise NearkinError(f"method mix cannot mix in {name}, whose passages are not the store's")
             parts.append((selector, share))
         return cls(parts)
@@ -53,7 +62,10 @@ class MixSelector:
         total, shares = target, np.array([share for _, share in self.parts]) / sum(share for _, share in self.parts)
         while True:
             asked = [min(len(pool.corpus), int(np.ceil(total * share)) + 1) for share in shares]
-            found = [part.candidates(pool, None, count) for (part, _), count in zip(self.parts, asked, strict=True)]
+            found = [
+                part.candidates(pool, None, count).slice(0, count)
+                for (part, _), count in zip(self.parts, asked, strict=True)
+            ]
             merged = self._merge(found, shares)
             if merged.num_rows >= target:
                 return merged if k is None else merged.slice(0, target)

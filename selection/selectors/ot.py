@@ -59,7 +59,7 @@ class OtSelector:
     _mean: float = field(default=0.0, init=False, repr=False, compare=False)
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
-        if not self.blur > 0 or min(self.batches, self.batch_size, self.examples) < 1:
+        if not 0 < self.blur < np.inf or min(self.batches, self.batch_size, self.examples) < 1:
             raise NearkinError("ot: blur must be above 0, and batches, batch_size and examples at least 1")
         embeddings = all_embeddings(pool, self.name)
         found = self._ranked.best(pool.count(k, wanted), lambda: self._scan(pool, embeddings))

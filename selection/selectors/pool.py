@@ -46,6 +46,7 @@ class Pool:
         index: the kind of index; None is the store's own.
         min_recall: what a cascade promises.
         report: told what a method plans and finds.
+        everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
     """
 
@@ -57,6 +58,7 @@ class Pool:
     index: str | None = None
     min_recall: float = 0.95
     report: Callable[[str], None] = log.info
+    everything: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
 

@@ -103,12 +103,12 @@ class Ranked:
         return self._kept.slice(0, wanted)
 
 
-def gumbel(seed: int, counts: Iterable[int]) -> Iterator[npt.NDArray[np.float64]]:
+def gumbel(seed: int, method: str, counts: Iterable[int]) -> Iterator[npt.NDArray[np.float64]]:
     """Standard Gumbel noise, `counts` of it at a time; the whole is the same however it is cut.
 
     Added to log weights, the largest sums are a draw without replacement in proportion to the weights (Gumbel top-k,
     Kool et al. 2019).
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, *method.encode()])  # methods in a mix draw apart
     for count in counts:
         yield rng.gumbel(size=count)

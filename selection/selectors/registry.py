@@ -61,11 +61,21 @@ def find_selector(method: str) -> Selector:
             has = f"it has {', '.join(fields)}" if fields else "it has none"
             raise NearkinError(f"method {name} has no parameter {key!r}{_nearest(key, fields)}: {has}")
         values[key] = _read(name, key, value, types[key])
-    try:
-        return made(**values)  # type: ignore[no-any-return]
-    except TypeError as error:  # a parameter without default
-        required = [f.name for f in dataclasses.fields(made) if f.init and f.default is dataclasses.MISSING]
-        raise NearkinError(f"method {name} needs {name}:{required[0]}=VALUE") from error
+    if missing := [key for key in _required(made) if key not in values]:
+        raise NearkinError(f"method {name} needs {name}:{missing[0]}=VALUE")
+    return made(**values)  # type: ignore[no-any-return]
+
+
+def fresh(selector: Selector) -> Selector:
+    """The same method with the same parameters, and nothing kept from the task it served before."""
+    return dataclasses.replace(selector) if dataclasses.is_dataclass(selector) else selector  # type: ignore[type-var]
+
+
+def _required(made: Any) -> list[str]:
+    """Parameters without default."""
+    nothing = dataclasses.MISSING
+    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+    return [f.name for f in fields if f.init and f.default is nothing and f.default_factory is nothing]
 
 
 def _class_of(name: str) -> Any:

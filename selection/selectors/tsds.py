@@ -123,7 +123,7 @@ class TsdsSelector:
 
     def _solve(self, pool: Pool) -> pa.Table:
         """`CANDIDATES` of all passages with mass, in the order drawn."""
-        if self.neighbours < 1 or self.kde_neighbours < 1 or self.sigma < 0:
+        if self.neighbours < 1 or self.kde_neighbours < 1 or not 0 <= self.sigma < np.inf:
             raise NearkinError("tsds: neighbours and kde_neighbours must be at least 1, and sigma not below 0")
         rows = len(pool.task.train_texts)
         width = max(1, min(self.neighbours, len(pool.corpus), MOST_PAIRS // rows))
@@ -149,7 +149,7 @@ class TsdsSelector:
         most = row[order][first]
         ranked = np.log(total[drawn])
         if self.draw == "gumbel":
-            ranked += next(gumbel(seed, [len(drawn)]))
+            ranked = ranked + next(gumbel(seed, self.name, [len(drawn)]))
         best = np.lexsort((drawn, -ranked))
         chosen = drawn[best]
         return candidate_table(found[chosen], total[chosen], most[best], queries[chosen])

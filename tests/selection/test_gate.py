@@ -54,6 +54,7 @@ def test_each_candidate_is_out_for_the_first_reason() -> None:
         for size in blocks:
             ids = np.arange(start, start + size)
             kept += ids[gate.admit(ids, rows_of(TEXTS[start : start + size]))].tolist()
+            gate.settle(size)
             start += size
         assert kept == [0, 3, 6]
         removed = gate.removed
@@ -83,6 +84,7 @@ def test_cosine_keeps_out_what_is_near_in_meaning() -> None:
     texts = [stretch(40 * i, 30) for i in range(8)]
     gate = Gate(guard_of(test="another text"), nearness, keep=True)
     assert gate.admit(np.arange(8), rows_of(texts)).tolist() == [0, 1, 3, 4, 6, 7]
+    gate.settle(8)
     assert gate.removed.near_leaks == {"test": 1}
     assert gate.removed.near_duplicates == 1
     copy = gate.report().to_pylist()[1]

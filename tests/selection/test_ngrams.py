@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection import ngrams as module
-from selection.errors import StoreError
+from selection.errors import NearkinError, StoreError
 from selection.ngrams import NgramFeatures, NgramHasher, log_ratio, sums, text_counts
 from selection.selectors.dsir import DsirSelector
 from selection.selectors.pool import Pool
@@ -129,3 +131,17 @@ def test_gumbel_draws_in_proportion_to_the_weights(
     spread = np.sqrt((share * (np.arange(600) - mean) ** 2).sum())
     assert abs(np.mean(drawn) - mean) < 4 * spread / np.sqrt(len(drawn))
     assert first(3) == drawn[3]
+
+
+def test_features_deleted_or_made_by_another_meanwhile(store: Path) -> None:
+    features = NgramFeatures(Store(store))
+    first = features.shard(0).values
+    for kept in (store / "ngrams" / "10000").glob("*.arrow"):
+        kept.unlink()
+    assert np.array_equal(features.shard(0).values, first)
+    with ThreadPoolExecutor(4) as pool:
+        shutil.rmtree(store / "ngrams")
+        found = list(pool.map(lambda _: NgramFeatures(Store(store)).shard(0).values, range(4)))
+    assert all(np.array_equal(values, first) for values in found)
+    with pytest.raises(NearkinError, match="buckets"):
+        NgramFeatures(Store(store), 0)

@@ -86,8 +86,8 @@ def test_names_and_parameters() -> None:
         "curated": "needs curated:file=VALUE",
         "mix:knn=1": "at least two methods",
         "mix:knn=1,random=-1": "share of random must be a number above 0",
-        "mix:knn=1,curated=1": "needs curated:file",
-        "mix:knn=1,mix=1": "at least two methods",
+        "mix:knn=1,curated=1": "cannot mix in curated",
+        "mix:knn=1,mix=1": "cannot mix in mix",
     }.items():
         with pytest.raises(NearkinError, match=sentence.replace("(", r"\(")):
             find_selector(wrong)
@@ -196,3 +196,74 @@ def test_a_store_without_embeddings_serves_methods_that_read_text(
     assert f"has no embeddings yet: run `nearkin build {store}`" in err
     assert cli("build", tmp_path / "empty", "--encoder", "none")[0] == 1
     assert not (tmp_path / "empty").exists()
+
+
+def test_a_large_part_of_a_domain_is_drawn_from_all_of_it(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    table = select(built, task_folder, tmp_path / "part", "domain", Budget(docs=510), near="off").table
+    assert max(table["doc_id"].to_pylist()) > 590
+    assert table["doc_id"].to_pylist() != sorted(table["doc_id"].to_pylist())
+
+
+@pytest.mark.parametrize("method", ["dsir:draw=top", "bm25", "tsds:draw=top", "ot", "mix:bm25=1,dsir=1"])
+def test_a_selector_keeps_nothing_of_an_earlier_task(
+    built: Path, task_folder: Path, tmp_path: Path, method: str
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "Return the eigenvalues of a sparse matrix."}\n')
+    selector = find_selector(method)
+    select(built, task_folder, tmp_path / "first", selector, Budget(docs=10))
+    again = select(built, other, tmp_path / "again", selector, Budget(docs=10)).table
+    assert again.equals(select(built, other, tmp_path / "fresh", method, Budget(docs=10)).table)
+
+
+def test_a_method_that_can_give_no_more_is_not_asked_again(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    plain = DsirSelector.candidates
+
+    def watch(self: DsirSelector, pool: Pool, k: int | None, wanted: int) -> pa.Table:
+        asked.append(wanted)
+        return plain(self, pool, k, wanted)
+
+    monkeypatch.setattr(DsirSelector, "candidates", watch)
+    with pytest.raises(InputError, match="dsir finds no passage for this task"):
+        select(built, task_folder, tmp_path / "none", "dsir:min_words=100000", Budget(docs=20))
+    assert len(asked) == 1
+
+
+def test_a_token_budget_met_exactly_is_met(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    everything = select(built, task_folder, tmp_path / "all", "domain", near="off")
+    exact = select(built, task_folder, tmp_path / "exact", "random", Budget(tokens=everything.tokens), near="off")
+    assert exact.passages == everything.passages
+
+
+def test_counts_end_where_the_set_ends(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for block in (8192, 16, 1):
+        monkeypatch.setattr("selection.filling.BLOCK", block)
+        chosen = select(
+            built, task_folder, tmp_path / str(block), "random", Budget(docs=60), removed=tmp_path / "r.csv"
+        )
+        counts.append((chosen.removed, (tmp_path / "r.csv").read_text()))
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][0].near_duplicates > 0
+
+
+def test_overwrite_replaces_a_set_and_nothing_else(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(NearkinError, match="is something else and is not replaced"):
+        select(built, task_folder, mine, "random", Budget(docs=5), overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(InputError, match="is a folder"):
+        select(built, task_folder, tmp_path / "set", "random", Budget(docs=5), removed=folder_named(tmp_path, "x.csv"))
+    assert not (tmp_path / "set").exists()
+
+
+def folder_named(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
