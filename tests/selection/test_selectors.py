@@ -247,7 +247,7 @@ def test_counts_end_where_the_set_ends(
         chosen = select(
             built, task_folder, tmp_path / str(block), "random", Budget(docs=60), removed=tmp_path / "r.csv"
         )
-        counts.append((chosen.removed, report.read_text()))
+        counts.append((chosen.removed, (tmp_path / "r.csv").read_text()))
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0][0].near_leaks.values()) > 0
 
