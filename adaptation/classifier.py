@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from adaptation.finetune import LARGE_TASK, FinetuneSettings, SeedResult, f1
-from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit, use_bf16
+from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
 from adaptation.tasks import LabelledTask, Metric
 from adaptation.training import SteadyTrainer, processes, training_arguments
@@ -28,19 +29,28 @@ class Finetuning:
         task: labelled.
         settings: see `FinetuneSettings`.
         metric: F1 that chooses the best epoch.
+        bf16: autocast to bfloat16.
         say: is told each epoch's dev F1.
     """
 
     def __init__(
-        self, folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: Metric, say: Callable[[str], None]
+        self,
+        folder: Path,
+        task: LabelledTask,
+        settings: FinetuneSettings,
+        metric: Metric,
+        bf16: bool,
+        say: Callable[[str], None],
     ) -> None:
         self._processes = processes()
         self._folder, self._task, self._settings, self._metric, self._say = folder, task, settings, metric, say
-        self.bf16 = use_bf16(settings.bf16)
+        self.bf16 = bf16
         tokenizer = load_tokenizer(folder)
-        self._pad = tokenizer.pad_token_id or 0
+        self._collate = partial(collate, pad=tokenizer.pad_token_id or 0)
         self.max_tokens = token_limit(settings.max_tokens, load_config(folder), tokenizer)
-        self.splits = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
+        encoded = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
+        self.splits = {name: examples for name, (examples, _) in encoded.items()}
+        self.cut = sum(cut for _, cut in encoded.values())
         train = len(self.splits["train"])
         self.epochs = settings.epochs or (3 if train > LARGE_TASK else 10)
         count = self._processes.num_processes
@@ -81,7 +91,7 @@ class Finetuning:
                 average_tokens_across_devices=False,
             ),
             train_dataset=Pieces(self.splits["train"]),
-            data_collator=self.collate,
+            data_collator=self._collate,
             lengths=self.splits["train"].data.column("length").to_numpy(),
             order_seed=seed,
             epoch=epoch,
@@ -92,13 +102,6 @@ class Finetuning:
         test = self.score(model, "test")
         self._say(f"seed {seed}: best epoch {best.epoch}, dev {best.dev:.2f}, test {test:.2f}")
         return model, SeedResult(best.dev, test, best.epoch, best.epochs, round(time.monotonic() - started, 3))
-
-    def collate(self, batch: tuple[list[int], pa.Table]) -> dict[str, torch.Tensor]:
-        """Tensors ``input_ids``, ``attention_mask`` [rows, longest] and ``labels`` [rows], int64."""
-        table = batch[1]
-        ids = padded(table["input_ids"], self._pad)
-        labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-        return {"input_ids": ids, "attention_mask": padded_lengths(table["length"], ids.shape[1]), "labels": labels}
 
     def predict(self, model: Any, split: str) -> np.ndarray[Any, Any]:
         """Class ids of a split's examples, int64 [examples], in file order."""
@@ -111,7 +114,7 @@ class Finetuning:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             for at in range(0, len(order), batch):
                 rows = order[at : at + batch]
-                inputs = self.collate(pieces.__getitems__(rows.tolist()))
+                inputs = self._collate(pieces.__getitems__(rows.tolist()))
                 del inputs["labels"]
                 logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
                 predictions[rows] = logits.argmax(-1).cpu().numpy()
@@ -151,8 +154,21 @@ class BestEpoch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-def encode(table: pa.Table, tokenizer: Any, max_tokens: int) -> Any:
-    """A `datasets.Dataset` of columns ``input_ids`` (list<int32>), ``length`` (int32), ``label`` (int64).
+def collate(batch: tuple[list[int], pa.Table], pad: int) -> dict[str, torch.Tensor]:
+    """Tensors ``input_ids``, ``attention_mask`` [rows, longest] and ``labels`` [rows], int64.
+
+    Args:
+        batch: of `Pieces` over what `encode` gives.
+        pad: id of the padding token.
+    """
+    table = batch[1]
+    ids = padded(table["input_ids"], pad)
+    labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+    return {"input_ids": ids, "attention_mask": padded_lengths(table["length"], ids.shape[1]), "labels": labels}
+
+
+def encode(table: pa.Table, tokenizer: Any, max_tokens: int) -> tuple[Any, int]:
+    """A `datasets.Dataset` of ``input_ids`` (list<int32>), ``length`` (int32), ``label`` (int64); how many were cut.
 
     Args:
         table: columns ``text`` and ``label`` (class id).
@@ -161,17 +177,20 @@ def encode(table: pa.Table, tokenizer: Any, max_tokens: int) -> Any:
     """
     import datasets
 
-    ids = tokenizer(
+    encoding = tokenizer(
         table["text"].to_pylist(),
         truncation=True,
         padding=False,
         max_length=max_tokens,
         return_attention_mask=False,
         return_token_type_ids=False,
-    )["input_ids"]
-    column = pa.array(ids, pa.list_(pa.int32()))
+        return_overflowing_tokens=True,
+    )
+    pieces = np.bincount(encoding["overflow_to_sample_mapping"])
+    first = np.cumsum(pieces) - pieces
+    column = pa.array(encoding["input_ids"], pa.list_(pa.int32())).take(pa.array(first))
     encoded = pa.table({"input_ids": column, "length": column.value_lengths(), "label": table["label"]})
-    return datasets.Dataset(datasets.table.InMemoryTable(encoded))
+    return datasets.Dataset(datasets.table.InMemoryTable(encoded)), int((pieces > 1).sum())
 
 
 def renew_head(model: Any, seed: int) -> None:

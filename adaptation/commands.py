@@ -29,6 +29,9 @@ example:
 
 on several GPUs:
   accelerate launch -m nearkin adapt --model roberta-base --text tasks/chemprot --out models/chemprot
+
+masked LM and task together (TLM, Yao et al., 2022), then finetuned as usual:
+  nearkin adapt --model roberta-base --text tasks/chemprot sets/bm25 --joint-task tasks/chemprot --out models/tlm
 """
 FINETUNE = """\
 Finetune a model on a classification task once a seed, and write F1 on dev and test to results.json.
@@ -101,6 +104,14 @@ def _register_adapt(subparsers: Subparsers) -> None:
         "--head-warmup", type=int, default=usual.head_warmup_steps, metavar="N",
         help="steps that train a new masked-LM head alone first (default %(default)s, at most as many as the run has)",
     )  # fmt: skip
+    add(
+        "--joint-task", type=Path, metavar="DIR",
+        help="learn this task's labels along with the masked LM (TLM's first stage); finetune afterwards as usual",
+    )  # fmt: skip
+    add(
+        "--task-weight", type=float, default=usual.task_weight, metavar="X",
+        help="of the task's loss against the masked LM's (default %(default)s)",
+    )  # fmt: skip
     add("--keep-order", action="store_true", help="train in the order of the texts (a set's --order curriculum)")
     _shared(add)
     add("--seed", type=int, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
@@ -150,7 +161,7 @@ def _command(subparsers: Subparsers, name: str, summary: str, about: str, exampl
 def _shared(add: Any) -> None:
     add(
         "--bf16", choices=("auto", "on", "off"), default="auto",
-        help="compute in bfloat16; auto: where a CUDA device has it (default %(default)s)",
+        help="compute in bfloat16; auto: where the GPU has it, or a trial on the CPU does (default %(default)s)",
     )  # fmt: skip
 
 
@@ -187,6 +198,7 @@ def run_adapt(options: argparse.Namespace) -> int:
         bf16=options.bf16,
         seed=options.seed,
         keep_order=options.keep_order,
+        task_weight=options.task_weight,
     )
     result = adapt(
         options.model,
@@ -194,6 +206,7 @@ def run_adapt(options: argparse.Namespace) -> int:
         options.out,
         settings=settings,
         held_out=options.held_out,
+        joint=options.joint_task,
         overwrite=options.overwrite,
         say=_say,
     )

@@ -24,7 +24,6 @@ def domain_losses(
     text_column: str = "text",
     max_tokens: int | None = None,
     batch: int = 32,
-    bf16: str = "auto",
     seed: int = 0,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> list[float]:
@@ -42,7 +41,7 @@ def domain_losses(
         ModelError: the model has no masked-LM head.
         InputError: a domain that cannot be read.
     """
-    from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder, use_bf16
+    from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder
     from adaptation.masking import Epoch, Masker, Pieces
     from adaptation.texts import lengths_of, open_pieces, tokenise
     from adaptation.training import MaskedRows, held_out_loss, processes
@@ -62,7 +61,7 @@ def domain_losses(
                 file = Path(scratch) / "pieces.arrow"
                 tokenise(drawn, tokenizer, limit, False, file)
                 pieces = open_pieces(file)
-                loss = held_out_loss(network, Pieces(pieces), lengths_of(pieces), masker, rows, batch, use_bf16(bf16))
+                loss = held_out_loss(network, Pieces(pieces), lengths_of(pieces), masker, rows, batch)
             say(f"{domain}: loss {loss:.3f} on {len(drawn):,} documents")
             losses.append(loss)
     return losses

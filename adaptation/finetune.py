@@ -20,7 +20,7 @@ import numpy as np
 
 from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
 from selection.errors import NearkinError
-from selection.files import atomic_folder, fingerprint, write_json
+from selection.files import atomic_folder, fingerprint, join, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 
@@ -141,13 +141,14 @@ def finetune(
     quiet_libraries()
     from adaptation.classifier import Finetuning
     from adaptation.loading import transformer_folder
+    from adaptation.precision import use_bf16
     from adaptation.training import repeatable
 
     labelled, folder = load_labelled(task), transformer_folder(model)
     metric = settings.metric or metric_of(labelled.task.name)
-    run = Finetuning(folder, labelled, settings, metric, say)
-    identity = _identity(folder, labelled, settings, metric, run.bf16)
-    done = _done(out, identity, overwrite)
+    identity = _identity(folder, labelled, settings, metric)
+    done, bf16 = _done(out, identity, overwrite)
+    run = Finetuning(folder, labelled, settings, metric, use_bf16(settings.bf16) if bf16 is None else bf16, say)
     left = [seed for seed in range(settings.seeds) if seed not in done]
     examples = {split: len(table) for split, table in labelled.splits.items()}
     say(
@@ -155,6 +156,13 @@ def finetune(
         f"{len(labelled.labels)} classes, {metric}-F1; at most {run.epochs} epochs of {run.steps} steps for "
         f"{len(left)} seeds{f' ({len(done)} done before)' if done else ''}"
     )
+    if run.cut:
+        say(f"{run.cut} of {sum(examples.values())} examples are longer than {run.max_tokens} tokens and cut")
+    if rare := labelled.rare():
+        say(
+            f"one training example only of {join(map(repr, rare))}: its F1 is luck, and weighs as much as any class's "
+            "in macro-F1"
+        )
     result = FinetuneResult(out, f"{metric}-F1", done)
     header = {
         "model": model, "task": str(labelled.task.path), "task_name": labelled.task.name, "labels": labelled.labels,
@@ -174,28 +182,30 @@ def finetune(
     return result
 
 
-def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str, bf16: bool) -> str:
+def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str) -> str:
     # The number of seeds is left out, so that more of them can be added to a finished run.
-    shaping = asdict(settings) | {"seeds": None, "metric": metric, "bf16": bf16}
+    shaping = asdict(settings) | {"seeds": None, "metric": metric}
     return fingerprint(model_fingerprint(folder), task.identity(), json.dumps(shaping, sort_keys=True))
 
 
-def _done(out: Path, identity: str, overwrite: bool) -> dict[int, SeedResult]:
+def _done(out: Path, identity: str, overwrite: bool) -> tuple[dict[int, SeedResult], bool | None]:
+    """Seeds that earlier runs finished, and whether they trained in bfloat16."""
     file = out / RESULT_FILE
     if not file.exists():
-        return {}
+        return {}, None
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         if known["identity"] == identity:
-            return {int(seed): SeedResult(**result) for seed, result in known["seeds"].items()}
+            seeds = {int(seed): SeedResult(**result) for seed, result in known["seeds"].items()}
+            return seeds, bool(known["settings"]["bf16"])
     except (ValueError, KeyError, TypeError) as error:
         if not overwrite:
             raise NearkinError(
                 f"{file} is not a result of nearkin: name another folder, or pass --overwrite"
             ) from error
-        return {}
+        return {}, None
     if overwrite:
-        return {}
+        return {}, None
     raise NearkinError(
         f"{file} holds results of another model, task or settings: name another folder, or pass --overwrite"
     )

@@ -56,6 +56,12 @@ def load_tokenizer(folder: Path, *, masks: bool = False) -> Any:
         raise ModelError(f"model {folder} has no tokenizer that can be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {folder} has a slow tokenizer only; long texts need a fast one (tokenizer.json)")
+    vocabulary = getattr(load_config(folder), "vocab_size", None)
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"model {folder}: its tokenizer has {len(tokenizer)} tokens and its embeddings only {vocabulary}, so they "
+            "do not belong together: copy the tokenizer files that came with the model"
+        )
     if masks and tokenizer.mask_token_id is None:
         raise ModelError(f"model {folder} has no mask token, so it cannot be trained as a masked language model")
     return tokenizer
@@ -159,18 +165,3 @@ def _load(kind: Any, folder: Path, config: Any, **options: Any) -> tuple[Any, se
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def use_bf16(choice: str) -> bool:
-    """Whether to autocast to bfloat16: ``on``, ``off``, or ``auto``, which is on where CUDA has it in hardware.
-
-    ``auto`` leaves a CPU in float32: on one with avx512_bf16 but no AMX, a training step of a 6-layer, 384-dimension
-    model took 1.3 times as long in bfloat16 with 64 tokens an input and 1.9 times with 256.
-    """
-    import torch
-
-    if choice not in {"auto", "on", "off"}:
-        raise NearkinError(f"--bf16 {choice} is none of auto, on, off")
-    if choice == "auto":
-        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
-    return choice == "on"

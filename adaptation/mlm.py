@@ -14,9 +14,11 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
 from selection.files import TextFingerprint, atomic_folder, fingerprint, human_seconds, write_json
@@ -24,6 +26,7 @@ from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 
 if TYPE_CHECKING:
+    from adaptation.joint import JointTask
     from adaptation.training import MaskedLMTrainer
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class AdaptSettings:
         bf16: ``auto``, ``on`` or ``off``.
         seed: draws held-out texts, order, masks, dropout and a new head.
         checkpoint_minutes: time between checkpoints; changes no result.
+        task_batch: with a task to be learnt jointly, its labelled examples an optimiser step takes.
+        task_weight: of their mean cross-entropy against the masked-LM loss.
         keep_order: take the texts in the order in which they are given (a set's ``--order curriculum``), every epoch.
     """
 
@@ -68,9 +73,13 @@ class AdaptSettings:
     seed: int = 0
     checkpoint_minutes: float = 5.0
     keep_order: bool = False
+    task_batch: int = 16
+    task_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate"):
+        for name in (
+            "epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate", "task_batch", "task_weight",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
         for name in ("mlm_probability", "held_out"):
@@ -116,6 +125,7 @@ def adapt(
     *,
     settings: AdaptSettings | None = None,
     held_out: Path | None = None,
+    joint: Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> AdaptResult:
@@ -130,6 +140,7 @@ def adapt(
         out: folder to make: safetensors, configuration, tokenizer, ``adaptation.json``.
         settings: None for the defaults.
         held_out: file of texts to measure on, instead of a share of `texts`.
+        joint: task folder whose labelled train split is learnt along with the masked LM (see `adaptation.joint`).
         overwrite: replace `out` where it exists.
         say: is told the plan and what was measured, a sentence at a time.
 
@@ -148,7 +159,7 @@ def adapt(
     from adaptation.training import repeatable
 
     with repeatable():
-        run = _Run(model, texts, out, settings, held_out, say)
+        run = _Run(model, texts, out, settings, held_out, joint, say)
         result = run.train(overwrite, started)
     return result
 
@@ -163,11 +174,12 @@ class _Run:
         out: Path,
         settings: AdaptSettings,
         held_out: Path | None,
+        joint: Path | None,
         say: Callable[[str], None],
     ) -> None:
         from transformers import set_seed
 
-        from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder, use_bf16
+        from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder
         from adaptation.masking import Epoch, Masker, Pieces
         from adaptation.training import MaskedRows, processes
 
@@ -175,7 +187,7 @@ class _Run:
         self.say = say if self.processes.is_main_process else logger.debug
         self.name, self.out, self.settings = model, out, settings
         self.folder = transformer_folder(model)
-        self.bf16 = use_bf16(settings.bf16)
+        self.task = load_labelled(joint) if joint else None
         tokenizer = load_tokenizer(self.folder, masks=True)
         set_seed(settings.seed)
         self.model, self.new_head = load_masked_lm(self.folder)
@@ -186,6 +198,7 @@ class _Run:
         self.work = out.with_name(out.name + ".work")
         self.identity = self._identity()
         self.progress: dict[str, Any] = self._prepare_work(tokenizer)
+        self.bf16 = bool(self.progress["bf16"])
         data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
         self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
         self.split_texts = texts_in_pieces(data)
@@ -196,7 +209,20 @@ class _Run:
         self.masker = Masker.of(tokenizer, settings.mlm_probability, settings.seed, self.epoch)
         self.measurer = Masker.of(tokenizer, settings.mlm_probability, settings.seed, Epoch())
         self.rows = MaskedRows(self.model)
+        self.joint = self._join(tokenizer)
+        self._check_room()
         self._say_plan(batch)
+
+    def _join(self, tokenizer: Any) -> JointTask | None:
+        """The task to be learnt along, its head on the model."""
+        if self.task is None:
+            return None
+        from adaptation.joint import JointTask
+
+        settings = self.settings
+        found = JointTask.of(self.task, tokenizer, self.max_tokens, settings.task_batch, settings.task_weight)
+        found.add_head(self.model, self.model.config.hidden_dropout_prob, settings.seed)
+        return found
 
     def _identity(self) -> str:
         def of(texts: Any) -> str:
@@ -210,10 +236,13 @@ class _Run:
             of(self.text.train),
             of(self.text.held_out),
             json.dumps(settings, sort_keys=True),
-            f"{self.processes.num_processes} processes, bf16 {self.bf16}",
+            f"{self.processes.num_processes} processes",
+            self.task.identity() if self.task else "",
         )
 
     def _prepare_work(self, tokenizer: Any) -> dict[str, Any]:
+        from adaptation.precision import use_bf16
+
         note = self.work / "progress.json"
         if self.processes.is_main_process:
             known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
@@ -225,9 +254,18 @@ class _Run:
                 words = self.settings.whole_word
                 tokenise(self.text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
                 tokenise(self.text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
-                write_json(note, {"identity": self.identity})
+                write_json(note, {"identity": self.identity, "bf16": use_bf16(self.settings.bf16)})
         self.processes.wait_for_everyone()
         return dict(json.loads(note.read_text(encoding="utf-8")))
+
+    def _check_room(self) -> None:
+        """Refuses a run whose model would not fit on the disk; checkpoints are given up where they do not fit."""
+        size = 4 * self.model.num_parameters()
+        free = shutil.disk_usage(self.work).free
+        if free < size:
+            raise NearkinError(
+                f"{self.out}: the adapted model takes {size / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free"
+            )
 
     def _say_plan(self, batch: int) -> None:
         text = self.text
@@ -252,7 +290,9 @@ class _Run:
         return min(self.settings.head_warmup_steps, self.steps) if self.new_head else 0
 
     def train(self, overwrite: bool, started: float) -> AdaptResult:
-        checkpoint = self._last_checkpoint()
+        from adaptation.training import last_checkpoint
+
+        checkpoint = last_checkpoint(self.work)
         if checkpoint is None:
             self._before()
         else:
@@ -292,6 +332,7 @@ class _Run:
             write_json(self.work / "progress.json", self.progress)
 
     def _trainer(self, steps: int, learning_rate: float, checkpoint_minutes: float | None) -> MaskedLMTrainer:
+        from adaptation.joint import JointTrainer
         from adaptation.training import Checkpoints, MaskedLMTrainer, training_arguments
 
         self.epoch.number = 0
@@ -305,7 +346,10 @@ class _Run:
             per_device_train_batch_size=self.micro,
             gradient_accumulation_steps=self.accumulate,
         )
-        trainer = MaskedLMTrainer(
+        # The warm-up of a new head, which has no checkpoints, is that of the masked LM alone.
+        joint = self.joint if checkpoint_minutes is not None else None
+        kind = partial(JointTrainer, task=joint, pad=self.masker.pad_id) if joint else MaskedLMTrainer
+        trainer: MaskedLMTrainer = kind(
             model=self.model,
             args=arguments,
             train_dataset=self.pieces,
@@ -323,19 +367,15 @@ class _Run:
     def _measure(self) -> float:
         from adaptation.training import held_out_loss
 
-        return held_out_loss(
-            self.model, self.held_out, self.held_out_lengths, self.measurer, self.rows, self.micro, self.bf16
-        )
-
-    def _last_checkpoint(self) -> Path | None:
-        # trainer_state.json is written last, so a checkpoint without it was cut short.
-        whole = [f.parent for f in self.work.glob("checkpoint-*/trainer_state.json") if f.stat().st_size]
-        return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+        return held_out_loss(self.model, self.held_out, self.held_out_lengths, self.measurer, self.rows, self.micro)
 
     def _write(self, result: AdaptResult, overwrite: bool) -> None:
+        from adaptation.joint import remove_head
         from adaptation.loading import load_tokenizer
 
         losses = result.held_out_loss
+        if self.joint:
+            remove_head(self.model)
         with atomic_folder(self.out, overwrite, RESULT_FILE) as folder:
             self.model.save_pretrained(folder)
             load_tokenizer(self.folder).save_pretrained(folder)
@@ -349,6 +389,7 @@ def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
     return {
         "model": run.name,
         "texts": [asdict(source) for source in text.sources],
+        "joint_task": str(run.task.task.path) if run.task else None,
         "counts": {
             "train": result.texts, "held_out": len(text.held_out), "duplicates": text.duplicates,
             "withheld": text.withheld, "pieces": result.pieces, "split_texts": result.split_texts,

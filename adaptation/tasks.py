@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -70,6 +71,11 @@ class LabelledTask:
     task: Task
     labels: list[str]
     splits: dict[str, pa.Table]
+
+    def rare(self) -> list[str]:
+        """Labels that one training example has."""
+        counts = np.bincount(self.splits["train"]["label"].to_numpy(), minlength=len(self.labels))
+        return [label for label, count in zip(self.labels, counts, strict=True) if count == 1]
 
     def identity(self) -> str:
         """A fingerprint of every text and label of the task."""

@@ -9,7 +9,9 @@ costs as much as a small encoder.
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -48,8 +51,10 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         output_dir=str(work),
         warmup_steps=int(np.ceil(WARMUP_SHARE * steps)),
         lr_scheduler_type="linear",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=bf16,
+        # Trainer takes bfloat16 on a CPU only where it is told that a CPU is meant.
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         seed=seed,
         report_to="none",
         save_strategy="no",
@@ -74,6 +79,20 @@ def processes() -> Any:
     """
     with tempfile.TemporaryDirectory() as folder:
         return TrainingArguments(output_dir=folder, report_to="none").distributed_state
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The latest whole checkpoint in a folder; None where there is none."""
+    # trainer_state.json is written last, so a checkpoint without it was cut short.
+    whole = [f.parent for f in work.glob("checkpoint-*/trainer_state.json") if f.stat().st_size]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors and torch.save give the operating system's words in errors of their own.
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "StorageFull", "os error 28", "unexpected pos")
+    )
 
 
 class EpochClock(TrainerCallback):  # type: ignore[misc]
@@ -131,11 +150,27 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss).all():
+            kept = last_checkpoint(Path(self.args.output_dir))
+            left = f"the last good checkpoint is {kept}" if kept else "nothing was written"
             raise NearkinError(
                 f"the training loss is not a number at step {self.state.global_step + 1}: "
-                "lower --lr, or train without --bf16; nothing was written"
+                f"lower --lr, or train with --bf16 off; {left}"
             )
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _disk_is_full(error):
+                raise
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning(
+                "no room for a checkpoint at step %d in %s: training goes on, and would resume from an earlier one",
+                self.state.global_step,
+                folder.parent,
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -192,11 +227,11 @@ class MaskedLMTrainer(SteadyTrainer):
 
 
 def held_out_loss(
-    model: Any, pieces: Pieces, lengths: np.ndarray[Any, Any], masker: Masker, rows: MaskedRows, batch: int, bf16: bool
+    model: Any, pieces: Pieces, lengths: np.ndarray[Any, Any], masker: Masker, rows: MaskedRows, batch: int
 ) -> float:
-    """Mean masked-LM loss in nats over held-out pieces, with masks fixed by the masker's seed.
+    """Mean masked-LM loss in nats over held-out pieces, in float32, with masks fixed by the masker's seed.
 
-    The masks are the same at every call, so a loss before training and one after differ by the model alone.
+    The masks and the format are the same at every call, so losses differ by the model alone.
 
     Args:
         model: a masked LM, put back into the mode it came in.
@@ -205,7 +240,6 @@ def held_out_loss(
         masker: its epoch is set to one that training never has.
         rows: the model's.
         batch: pieces a forward pass takes.
-        bf16: autocast to bfloat16.
 
     Raises:
         NearkinError: the loss is not a number.
@@ -215,7 +249,7 @@ def held_out_loss(
     masker.epoch.number = HELD_OUT_EPOCH
     order = np.argsort(-lengths, kind="stable").tolist()
     total, count = 0.0, 0
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.inference_mode():
         for at in range(0, len(order), batch):
             inputs = {k: v.to(device) for k, v in masker(pieces.__getitems__(order[at : at + batch])).items()}
             labels = inputs.pop("labels")

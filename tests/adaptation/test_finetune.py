@@ -172,6 +172,18 @@ def test_unseen_label_and_bad_loss(tmp_path, tiny_model, marked_task, jsonl) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_cut_and_what_is_rare_is_said(tmp_path, tiny_model, marked_task, jsonl) -> None:
+    rows = [json.loads(line) for line in (marked_task / "train.jsonl").read_text().splitlines()]
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    jsonl(marked_task / "train.jsonl", [*texts, "word " * 100, "alone"], [*labels, labels[0], "seldom"])
+    said: list[str] = []
+    finetune(
+        tiny_model("bert"), marked_task, tmp_path / "out", settings=replace(QUICK, seeds=1, epochs=1), say=said.append
+    )
+    assert any("1 of " in line and "longer than 24 tokens and cut" in line for line in said)
+    assert any("one training example only of 'seldom'" in line for line in said)
+
+
 @pytest.mark.slow
 def test_minilm_learns_a_separable_task(tmp_path, marked_task) -> None:
     settings = FinetuneSettings(seeds=1, epochs=2, learning_rate=1e-4, max_tokens=16)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 from dataclasses import replace
@@ -195,6 +196,81 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tmp_path, tiny_model, text
     with pytest.raises(NearkinError, match=r"not a number at step \d+"):
         adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, learning_rate=rate))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    loss = adaptation.training.MaskedLMTrainer.compute_loss
+
+    def spoil(trainer, *args, **kwargs):
+        found = loss(trainer, *args, **kwargs)
+        return found * math.nan if trainer.state.global_step == 5 else found
+
+    monkeypatch.setattr(adaptation.training.MaskedLMTrainer, "compute_loss", spoil)
+    with pytest.raises(NearkinError, match=r"at step 6: .*last good checkpoint is .*checkpoint-5$"):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, checkpoint_minutes=0))
+    kept = load_file(tmp_path / "out.work" / "checkpoint-5" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_run(tmp_path, tiny_model, texts, monkeypatch, caplog) -> None:
+    save, full = adaptation.training.Trainer._save_checkpoint, [3, 4, 5]
+
+    def fail(trainer, *args, **kwargs):
+        save(trainer, *args, **kwargs)
+        if trainer.state.global_step in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if trainer.state.global_step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptation.training.Trainer, "_save_checkpoint", fail)
+    settings = replace(SMALL, checkpoint_minutes=0)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
+    assert len([r for r in caplog.records if "no room for a checkpoint" in r.message]) == 3
+    monkeypatch.setattr(adaptation.training.Trainer, "_save_checkpoint", save)
+    adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
+    adapt(tiny_model("bert"), [texts], tmp_path / "whole", settings=SMALL)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+    monkeypatch.setattr(adaptation.mlm.shutil, "disk_usage", lambda path: (0, 0, 1000))
+    with pytest.raises(NearkinError, match="the adapted model takes"):
+        adapt(tiny_model("bert"), [texts], tmp_path / "none", settings=SMALL)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, tiny_model, texts) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=1000, **shape)).save_pretrained(tmp_path / "odd")
+    AutoTokenizer.from_pretrained(tiny_model("bert")).save_pretrained(tmp_path / "odd")
+    with pytest.raises(ModelError, match=r"tokenizer has 30522 tokens and its embeddings only 1000"):
+        adapt(str(tmp_path / "odd"), [texts], tmp_path / "out", settings=SMALL)
+
+
+def test_bfloat16_is_chosen_once_a_run(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    import adaptation.precision
+
+    monkeypatch.setattr(adaptation.precision, "cpu_gain", lambda: 2.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation.mlm._Run, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=SMALL)
+    monkeypatch.setattr(adaptation.precision, "cpu_gain", lambda: 0.5)
+    adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=SMALL)
+    adapt(tiny_model("bert"), [texts], tmp_path / "after", settings=SMALL)
+    chosen = [json.loads((tmp_path / n / "adaptation.json").read_text())["settings"]["bf16"] for n in ("out", "after")]
+    assert chosen == [True, False]
+
+
+def test_the_trial_of_bfloat16_gives_a_ratio() -> None:
+    from adaptation.precision import cpu_gain, use_bf16
+
+    assert 0.01 < cpu_gain() < 100
+    assert use_bf16("on")
+    assert not use_bf16("off")
+    with pytest.raises(NearkinError, match="none of auto, on, off"):
+        use_bf16("maybe")
 
 
 def test_dev_and_test_of_a_task_never_enter(tmp_path, jsonl, sentences) -> None:

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import adaptation.training
+from adaptation.joint import HEAD, JointTrainer
+from adaptation.mlm import AdaptSettings, adapt
+from selection.errors import NearkinError
+
+SMALL = AdaptSettings(
+    max_steps=12, batch_size=32, micro_batch=16, learning_rate=2e-3, head_warmup_steps=4, checkpoint_minutes=1e9
+)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Losses of the task's part alone, a micro-batch each, and the rows that were drawn."""
+    losses, rows = [], []
+    total, draw = adaptation.training.MaskedLMTrainer.compute_loss, JointTrainer._draw
+    masked = []
+
+    def keep(trainer, *args, **kwargs):
+        masked.append(total(trainer, *args, **kwargs))
+        return masked[-1]
+
+    joint = JointTrainer.compute_loss
+
+    def watch(trainer, *args, **kwargs):
+        loss = joint(trainer, *args, **kwargs)
+        losses.append(float((loss - masked[-1]).detach()))
+        return loss
+
+    monkeypatch.setattr(adaptation.training.MaskedLMTrainer, "compute_loss", keep)
+    monkeypatch.setattr(JointTrainer, "compute_loss", watch)
+    monkeypatch.setattr(JointTrainer, "_draw", lambda trainer: rows.append(draw(trainer)) or rows[-1])
+    return losses, rows
+
+
+@pytest.mark.parametrize("kind", ["bert", "bert-encoder"])
+def test_the_task_is_learnt_and_its_head_thrown_away(tmp_path, tiny_model, marked_task, watched, kind) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    losses, rows = watched
+    settings = replace(SMALL, max_steps=60, task_batch=9)
+    result = adapt(tiny_model(kind), [marked_task], tmp_path / "out", settings=settings, joint=marked_task)
+    assert [len(r) for r in rows[:4]] == [5, 4, 5, 4]
+    steps = [a + b for a, b in zip(losses[::2], losses[1::2], strict=True)]
+    assert steps[0] == pytest.approx(0.69, abs=0.1)
+    assert max(steps[-5:]) < 0.3
+    assert result.held_out_loss["after"] < result.held_out_loss["before"]
+    model, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not hasattr(model, HEAD)
+    assert json.loads((tmp_path / "out" / "adaptation.json").read_text())["joint_task"] == str(marked_task)
+
+
+def test_a_weight_of_next_to_nothing_leaves_the_masked_lm_alone(tmp_path, tiny_model, marked_task) -> None:
+    # Dropout of the task's pass moves the generator, so it is off.
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model = AutoModelForMaskedLM.from_pretrained(tiny_model("bert"))
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(tmp_path / "still")
+    AutoTokenizer.from_pretrained(tiny_model("bert")).save_pretrained(tmp_path / "still")
+    settings = replace(SMALL, task_weight=1e-9)
+    alone = adapt(str(tmp_path / "still"), [marked_task], tmp_path / "alone", settings=settings)
+    joint = adapt(str(tmp_path / "still"), [marked_task], tmp_path / "joint", settings=settings, joint=marked_task)
+    assert joint.held_out_loss["after"] == pytest.approx(alone.held_out_loss["after"], abs=1e-3)
+    heavy = replace(SMALL, task_weight=3.0)
+    other = adapt(str(tmp_path / "still"), [marked_task], tmp_path / "other", settings=heavy, joint=marked_task)
+    assert other.held_out_loss["after"] != pytest.approx(alone.held_out_loss["after"], abs=1e-3)
+
+
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
+    adapt(tiny_model("bert"), [marked_task], tmp_path / "whole", settings=SMALL, joint=marked_task)
+    step = adaptation.training.SteadyTrainer.training_step
+
+    def interrupt(trainer, *args, **kwargs):
+        if trainer.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    settings = replace(SMALL, checkpoint_minutes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=settings, joint=marked_task)
+    said: list[str] = []
+    adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=settings, joint=marked_task, say=said.append)
+    assert "continuing from step 5" in said
+    ends = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert ends[0] == ends[1]
+
+
+def test_settings_of_the_task_are_checked() -> None:
+    with pytest.raises(NearkinError, match="task weight must be more than 0"):
+        AdaptSettings(task_weight=0)
+
+
+def test_the_head_is_drawn_by_the_seed(tiny_model) -> None:
+    from pathlib import Path
+
+    from adaptation.joint import JointTask, remove_head
+    from adaptation.loading import load_masked_lm
+
+    model, _ = load_masked_lm(Path(tiny_model("bert")))
+    task = JointTask(None, 2, 4, 1.0)  # type: ignore[arg-type]
+    drawn = []
+    for seed in (0, 0, 1):
+        task.add_head(model, 0.1, seed)
+        drawn.append(getattr(model, HEAD)[1].weight.clone())
+        remove_head(model)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
