@@ -120,9 +120,10 @@ def run_show(options: argparse.Namespace, say: Say) -> int:
         say(json.dumps(_with_place(card, folder), indent=1))
         return 0
     say(f"{card['name']}: {card['title']}")
-    for name, value in _fields(card, folder):
+    for name, value in _fields(card):
         say(textwrap.fill(value, WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12,
                           break_long_words=False, break_on_hyphens=False))  # fmt: skip
+    say(f"  {'place':<10}{_place(card, folder)}")
     if rows := paper_rows(card):
         what = "masked-LM loss" if card["kind"] == "corpus" else "test F1, mean and standard deviation of 5 seeds"
         say(f"in the paper ({what}):")
@@ -131,7 +132,7 @@ def run_show(options: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _fields(card: Card, folder: Path | None) -> list[tuple[str, str]]:
+def _fields(card: Card) -> list[tuple[str, str]]:
     known = [("kind", card["kind"]), ("domain", card["domain"])]
     if card["kind"] == "task":
         known.append(("metric", f"{card['metric']}-F1"))
@@ -146,11 +147,13 @@ def _fields(card: Card, folder: Path | None) -> list[tuple[str, str]]:
     if "derive" in card:
         known.append(("drawn", _draw(card)))
     known.append(("sha256", ", ".join(f"{k} {v[:12]}…" for k, v in card.get("sha256", {}).items()) or "not known"))
-    if folder is None:
-        known.append(("place", f"{card['path']} under the data folder (--data, {DATA_VARIABLE})"))
-    else:
-        known.append(("place", f"{folder / card['path']} ({'here' if is_here(card, folder) else 'not here'})"))
     return known
+
+
+def _place(card: Card, folder: Path | None) -> str:
+    if folder is None:
+        return f"{card['path']} under the data folder (--data, {DATA_VARIABLE})"
+    return f"{folder / card['path']} ({'here' if is_here(card, folder) else 'not here'})"
 
 
 def _draw(card: Card) -> str:

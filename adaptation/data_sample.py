@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adaptation.cards import Card
 from selection.errors import InputError
@@ -46,7 +47,8 @@ def draw_rows(labels: pa.Array | pa.ChunkedArray, count: int, seed: int, *, stra
     order = np.argsort(ranks, kind="stable")
     if not stratified:
         return np.sort(order[:count]).astype(np.int64)
-    names, classes = np.unique(np.asarray(labels.to_pylist(), dtype=str), return_inverse=True)
+    names = pc.unique(labels).sort()
+    classes = np.asarray(pc.index_in(labels, value_set=names))
     quotas = _quotas(np.bincount(classes, minlength=len(names)), count)
     taken = [order[classes[order] == number][:quota] for number, quota in enumerate(quotas)]
     return np.sort(np.concatenate(taken)).astype(np.int64)
