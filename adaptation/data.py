@@ -14,7 +14,7 @@ from adaptation.data_check import check_data
 from adaptation.data_fetch import fetch_file
 from adaptation.data_sample import derive_task
 from selection.errors import InputError
-from selection.files import atomic_folder, atomic_write, sweep
+from selection.files import atomic_folder, atomic_write, join, sweep
 from selection.ingest import find_files
 
 
@@ -133,7 +133,7 @@ def _download(card: Card, path: Path) -> Got:
             fetch_file([url.format(split=Path(name).stem) for url in card["urls"]], aside / name)
             for name in file_names(card)
         ]
-        origin = used[0].rpartition("/")[0]
+        origin = join(dict.fromkeys(url.rpartition("/")[0] for url in used))
         try:
             checks = check_data(card, aside)
         except InputError as error:
@@ -145,10 +145,10 @@ def _derive(card: Card, given: Path | None, folder: Path, path: Path) -> Got:
     parent_card = card_of(card["derive"]["from"])
     if given is not None:
         parent = _find(parent_card, given)
+        check_data(parent_card, parent)
     else:
         known = [place for place in (folder, data_folder()) if place is not None and is_here(parent_card, place)]
-        parent = known[0] / parent_card["path"] if known else get_data(parent_card["name"], None, folder).path
-    check_data(parent_card, parent)
+        parent = get_data(parent_card["name"], None, known[0] if known else folder).path
     with atomic_folder(path) as aside:
         derive_task(card, parent, aside)
         try:

@@ -474,6 +474,7 @@ def test_cards_that_cannot_be_used(add_card: AddCard) -> None:
 CHECKPOINT = 'name = "owner/little"\nkind = "checkpoint"\ndomain = "food"\nphase = "dapt"\npath = "models/little"\n'
 
 
+@pytest.mark.slow
 def test_a_pickled_checkpoint_becomes_safetensors(tmp_path: Path, add_card: AddCard, tiny_model) -> None:
     import torch
     from safetensors.torch import load_file
