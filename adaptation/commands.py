@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation.data_commands import register_data
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from selection.commands import positive, seed
@@ -60,10 +61,11 @@ examples:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Adds ``adapt``, ``finetune`` and ``overlap`` to a command line; each sets ``run``, from options to exit code."""
+    """Adds this floor's commands to a command line; each sets ``run``, from options to exit code."""
     _register_adapt(subparsers)
     _register_finetune(subparsers)
     _register_overlap(subparsers)
+    register_data(subparsers, _say)
 
 
 def _register_adapt(subparsers: Subparsers) -> None:

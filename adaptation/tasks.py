@@ -1,55 +1,21 @@
-"""Tasks for finetuning: cards (``data/*.toml``: what is known of a data set) and labelled splits with label ids.
-
-The format of a card is described in ``data/README.md``.
-"""
+"""Tasks for finetuning: the metric by the task's card, and labelled splits with label ids."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.errors import InputError, NearkinError
+from adaptation.cards import cards
+from selection.errors import InputError
 from selection.files import TextFingerprint, fingerprint, join
 from selection.task import SPLITS, Task, read_task
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]
-
 Metric = Literal["macro", "micro"]
-CARDS = "nearkin_cards"
-
-
-@cache
-def cards() -> dict[str, dict[str, Any]]:
-    """Every card by name, sorted; a card is its TOML file as a dict.
-
-    Raises:
-        NearkinError: a card that is not TOML, or without name or kind.
-    """
-    try:
-        folder = files(CARDS)
-    except (ModuleNotFoundError, NotADirectoryError):
-        # A source checkout has the folder under another name; Python cannot list the one an editable install maps.
-        folder = Path(__file__).resolve().parent.parent / "data"
-    found = {}
-    for file in sorted(folder.iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".toml"):
-            try:
-                card = tomllib.loads(file.read_text(encoding="utf-8"))
-                found[str(card["name"])] = {**card, "kind": card["kind"]}
-            except (tomllib.TOMLDecodeError, KeyError) as error:
-                raise NearkinError(f"data card {file.name} cannot be read: {error}") from error
-    return found
 
 
 def metric_of(task: str) -> Metric:
