@@ -104,6 +104,8 @@ class AdaptResult:
         split_texts: texts longer than one piece.
         steps: optimiser steps, the head's warm-up not counted.
         tokens_seen: tokens that went through the model in them, padding not counted.
+        training_seconds: of the steps that this call took, checkpoints included, measuring and the warm-up not.
+        training_tokens: that went through the model in them.
         seconds: wall time of this call.
     """
 
@@ -115,6 +117,8 @@ class AdaptResult:
     split_texts: int
     steps: int
     tokens_seen: int
+    training_seconds: float
+    training_tokens: int
     seconds: float
 
 
@@ -298,12 +302,15 @@ class _Run:
         else:
             self.say(f"continuing from step {checkpoint.name.rpartition('-')[2]}")
         trainer = self._trainer(self.steps, self.settings.learning_rate, self.settings.checkpoint_minutes)
+        began, before = time.monotonic(), _tokens_at(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        taken = time.monotonic() - began
         losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
         state = trainer.state
         result = AdaptResult(
             self.out, losses, bool(self.new_head), len(self.text.train), len(self.pieces), self.split_texts,
-            state.global_step, int(state.num_input_tokens_seen), time.monotonic() - started,
+            state.global_step, int(state.num_input_tokens_seen), taken, int(state.num_input_tokens_seen) - before,
+            time.monotonic() - started,
         )  # fmt: skip
         if self.processes.is_main_process:
             self._write(result, overwrite)
@@ -384,6 +391,13 @@ class _Run:
         self.say(f"held-out masked-LM loss after: {losses['after']:.4f}; model written to {self.out}")
 
 
+def _tokens_at(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        return 0
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["num_input_tokens_seen"])
+
+
 def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
     text: TrainingText = run.text
     return {
@@ -401,6 +415,7 @@ def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
         "head_warmup_steps": run._warmup_steps(),
         "steps": result.steps,
         "tokens_seen": result.tokens_seen,
+        "tokens_per_second": round(result.training_tokens / result.training_seconds, 1),
         "seconds": round(result.seconds, 3),
         "identity": run.identity,
     }  # fmt: skip

@@ -34,6 +34,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_search(benches)
     _register_cascade(benches)
     _register_selectors(benches)
+    _register_training(benches)
     _register_memory(benches)
 
 
@@ -147,6 +148,28 @@ def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--scratch", metavar="DIR", type=Path, help="for the sets; they are left there")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="what is picked against seconds (.png, .svg, .pdf)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+
+
+def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "training",
+        run_training,
+        "masked-LM training and finetuning, beside transformers' Trainer used the plain way",
+        """
+        nearkin bench training tasks/citation_intent --out training.parquet --plot training.png
+        nearkin bench training tasks/citation_intent --text knn50 --steps 500 --seeds 1
+        """,
+    )
+    parser.add_argument("task", metavar="TASK", type=Path, help="a labelled task folder")
+    parser.add_argument("--model", default=DEFAULT_ENCODER, metavar="M")
+    parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE_OR_SET", help="for the masked LM too")
+    parser.add_argument("--steps", type=positive, default=200, metavar="N", help="of the masked LM (default: 200)")
+    parser.add_argument("--epochs", type=positive, default=4, metavar="N", help="of finetuning (default: 4)")
+    parser.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="longest input (default: 128)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each (default: 3)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="speed beside the plain way's (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
@@ -280,6 +303,24 @@ def run_selectors(args: argparse.Namespace) -> int:
     if args.plot:
         plot_selectors(rows, args.plot)
     return _finish(rows, args.out)
+
+
+def run_training(args: argparse.Namespace) -> int:
+    from benchmarks.results import format_rows, machine
+    from benchmarks.training import Training, plot_training, summary, training
+    from selection.plotting import require_plots
+
+    if args.plot:
+        require_plots("--plot", args.plot)
+    what = Training(
+        args.model, args.task, tuple(args.text), steps=args.steps, epochs=args.epochs, max_tokens=args.max_tokens
+    )
+    rows = training(what, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
+    found = summary(rows)
+    if args.plot:
+        plot_training(found, args.plot)
+    print("\n".join(["", *format_rows(found), machine()]))
+    return 0
 
 
 def run_memory(args: argparse.Namespace) -> int:
