@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
+
+from benchmarks.significance import gain
+
+
+def scores(values):
+    return {"t": dict(enumerate(values))}
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=8))
+def test_one_task_is_scipys_exact_permutation_test(pairs) -> None:
+    # Rounded, so that no two sums differ by rounding alone.
+    ours, others = (np.round(column, 2) for column in zip(*pairs, strict=True))
+    found = gain(scores(ours), scores(others))
+    expected = permutation_test(
+        (ours, others), lambda a, b, axis: np.round(np.mean(a - b, axis=axis), 6), permutation_type="samples",
+        vectorized=True, n_resamples=np.inf,
+    )  # fmt: skip
+    assert found is not None
+    assert found.mean == pytest.approx(np.mean(ours - others))
+    assert found.p == pytest.approx(min(expected.pvalue, 1), abs=1e-6)
+
+
+def test_tasks_weigh_alike_and_only_common_seeds_count() -> None:
+    arm = {"a": {0: 10.0, 1: 12.0, 2: 14.0}, "b": {0: 50.0, 5: 1.0}, "c": {0: 1.0}}
+    other = {"a": {0: 9.0, 1: 10.0, 2: 11.0}, "b": {0: 40.0, 6: 1.0}}
+    found = gain(arm, other)
+    assert found is not None
+    assert (found.mean, found.pairs, found.tasks) == (pytest.approx((2 + 10) / 2), 4, 2)
+    assert found.p == pytest.approx(2 / 16)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.mean < found.high
+    assert gain({"a": {0: 1.0}}, {"b": {0: 1.0}}) is None
+
+
+def test_many_pairs_are_drawn_and_say_what_the_exact_test_says() -> None:
+    draws = np.random.default_rng(1)
+    ours, others = draws.normal(1.0, 2, 30), draws.normal(0, 2, 30)
+    found = gain(scores(ours), scores(others))
+    assert found is not None
+    expected = permutation_test(
+        (ours, others), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=20_000, rng=2,
+    )  # fmt: skip
+    assert found.p == pytest.approx(expected.pvalue, abs=0.02)
+    assert gain(scores(ours), scores(others)) == found
+
+
+def test_no_difference_is_no_evidence() -> None:
+    found = gain(scores([5.0, 5.0, 6.0]), scores([5.0, 5.0, 6.0]))
+    assert found is not None
+    assert (found.mean, found.p) == (0.0, 1.0)
