@@ -35,6 +35,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_cascade(benches)
     _register_selectors(benches)
     _register_training(benches)
+    _register_frontier(benches)
     _register_memory(benches)
 
 
@@ -171,6 +172,36 @@ def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each (default: 3)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="speed beside the plain way's (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+
+
+def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "frontier",
+        run_frontier,
+        "what a second of selection and a token of pretraining buy in F1: tasks x methods x seeds; resumes",
+        """
+        nearkin bench frontier store --tasks tasks/sciie tasks/chemprot --methods knn dsir --out frontier.parquet
+        nearkin bench frontier store --tasks tasks/* --methods 5NN-TAPT knn dsir tsds ot bm25 DAPT --seeds 5 \\
+            --budget-tokens 500000 --recipe frontier.toml --out frontier.parquet --plot frontier.png
+        """,
+    )
+    parser.add_argument("store", metavar="STORE", help="where passages come from")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="labelled task folders")
+    parser.add_argument(
+        "--methods", nargs="+", required=True, metavar="M",
+        help="phases of `nearkin run`, or methods of `nearkin select`; none, TAPT and random are always there",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="finetuning seeds (default: 3)")
+    parser.add_argument("--budget-tokens", type=positive, metavar="T", help="of each set (default: the preset's)")
+    parser.add_argument("--model", default=DEFAULT_ENCODER, metavar="M")
+    parser.add_argument("--preset", choices=("quick", "paper"), default="quick")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings tables, as `nearkin run` takes them")
+    parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of selection and masked-LM training")
+    parser.add_argument("--work", type=Path, default=Path("frontier"), metavar="DIR", help="for sets and models")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="F1 against what it cost (.png, .svg, .pdf)")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
 
 
 def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -319,6 +350,28 @@ def run_training(args: argparse.Namespace) -> int:
     found = summary(rows)
     if args.plot:
         plot_training(found, args.plot)
+    print("\n".join(["", *format_rows(found), machine()]))
+    return 0
+
+
+def run_frontier(args: argparse.Namespace) -> int:
+    from adaptation.recipe import read_recipe
+    from benchmarks.frontier import frontier, phase_names, summary
+    from benchmarks.frontier_plot import plot_frontier
+    from benchmarks.results import format_rows, machine
+    from selection.plotting import require_plots
+
+    if args.plot:
+        require_plots("--plot", args.plot)
+    options = {
+        "tasks": args.tasks, "store": args.store, "model": args.model, "preset": args.preset, "encoder": args.encoder,
+        "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens, "phases": phase_names(args.methods),
+    }  # fmt: skip
+    recipe = read_recipe(args.recipe, options)
+    rows = frontier(recipe, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
+    found = summary(rows)
+    if args.plot:
+        plot_frontier(rows, args.plot)
     print("\n".join(["", *format_rows(found), machine()]))
     return 0
 

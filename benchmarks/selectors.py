@@ -30,6 +30,7 @@ from selection.errors import InputError
 from selection.files import peak_memory
 from selection.ngrams import NgramFeatures, kl_divergence, text_counts
 from selection.querying import open_encoder
+from selection.selectors import Selector
 from selection.selectors.pool import Pool
 from selection.selectors.registry import find_selector
 from selection.store import Store
@@ -95,7 +96,9 @@ def selectors(
                 continue
             target = folder / f"{examples.name}-{method.replace(':', '-').replace(',', '-')}"
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                row = pool.submit(_alone, Path(store), path, method, slug, tokens, seed, target).result()
+                how = PEERS[method]() if method in PEERS else method
+                arguments = (Path(store), path, how, slug, Budget(tokens=tokens), seed, target)
+                row = pool.submit(time_selection, *arguments).result()
             judge = judge or _Judge(opened, path, domain, slug)
             rows.append({"task": examples.name, "method": method, **same, **row, **judge(target)})
             say(f"{examples.name}: {method} {row['first_s']:.1f} s, again {row['again_s']:.1f} s")
@@ -111,8 +114,20 @@ def _named(store: Store, task: str) -> tuple[Path, str | None]:
     return Path(path), domain or None
 
 
-def _alone(store: Path, task: Path, method: str, slug: str, tokens: int, seed: int, target: Path) -> Row:
-    """One cell in this process; the set stays at `target`."""
+def time_selection(
+    store: Path, task: Path, how: str | Selector, slug: str, budget: Budget, seed: int, target: Path
+) -> Row:
+    """Selects twice, in this process, from a copy of the store that knows nothing of the task.
+
+    Args:
+        how: as `selection.augmentation.select` takes a method.
+        slug: encoder, as the store names it.
+        target: where the set stays; the copy of the store lies beside it meanwhile.
+
+    Returns:
+        ``passages``, ``tokens``, ``first_s``, ``again_s``, ``encode_s``, ``rank_s``, ``fill_s``, ``passages_s``,
+        ``memory_mb``, ``leaks``, as `selectors` describes them.
+    """
     fresh = target.with_name(target.name + ".store")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -122,8 +137,7 @@ def _alone(store: Path, task: Path, method: str, slug: str, tokens: int, seed: i
     taken, chosen = [], None
     for _ in range(2):
         start = time.perf_counter()
-        how = PEERS[method]() if method in PEERS else method
-        again = select(fresh, task, target, how, Budget(tokens=tokens), seed=seed, encoder=slug, overwrite=True)
+        again = select(fresh, task, target, how, budget, seed=seed, encoder=slug, overwrite=True)
         taken.append(time.perf_counter() - start)
         chosen = chosen or again
     assert chosen is not None

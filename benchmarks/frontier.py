@@ -1,0 +1,265 @@
+"""The frontier: what a second of selection and a token of pretraining buy in F1.
+
+A cell is a task, a phase and a finetuning seed. Cells are run seed by seed, and within a seed the baselines first, so a
+grid that is stopped early still compares every arm it has. A cell is known by the key of its finetuning step, which
+covers everything that shapes its result (`adaptation.steps`), so a cell that is in the results file is never run again,
+on whichever machine the file was begun and whether or not models and sets are still there.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from adaptation.phases import parse_phase
+from adaptation.planning import Arm, plan_recipe
+from adaptation.prediction import Predictor
+from adaptation.recipe import Recipe
+from adaptation.steps import FinetuneStep, SelectStep, Step
+from adaptation.tasks import load_labelled, metric_of
+from benchmarks.results import Row, machine, read_rows, write_rows
+from benchmarks.selectors import time_selection
+from benchmarks.significance import gain
+from selection.choosing import stored_encoder
+from selection.files import human_seconds, sweep, write_json
+from selection.querying import open_encoder
+from selection.selectors.registry import method_names
+from selection.store import Store
+
+BASELINES = ("none", "TAPT", "RAND-TAPT")
+TRIAL = 512
+
+
+def phase_names(methods: Sequence[str]) -> list[str]:
+    """Phases of a grid, baselines first; a bare method of `nearkin select` is its ``-TAPT`` phase.
+
+    Args:
+        methods: phases as `adaptation.phases.parse_phase` takes them, or methods: ``knn``, ``tsds:alpha=0.8``.
+    """
+    known = method_names()
+    named = [f"{name}-TAPT" if name.partition(":")[0] in known else name for name in methods]
+    phases = [parse_phase(name).name for name in named]
+    return list(dict.fromkeys([*BASELINES, *phases]))
+
+
+def frontier(
+    recipe: Recipe,
+    *,
+    seeds: int,
+    out: Path,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """Runs every cell of a grid that the results file lacks.
+
+    Args:
+        recipe: tasks, phases, budget and settings; its finetuning seeds are those of `seeds`.
+        seeds: finetuning seeds, 0 to seeds - 1.
+        out: results, a row a cell; rows of other grids in it are left as they are.
+        cache: for sets and models; None: ``steps`` in the recipe's folder.
+        say: told the forecast and each step.
+
+    Returns:
+        The grid's rows: ``key``, ``task``, ``phase``, ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent);
+        ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
+        ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
+        ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
+        (nats, on the task's dev texts); ``finetune_s``; ``model``, ``budget``, ``preset``, ``settings``, ``commit``.
+
+    Raises:
+        NearkinError: see `adaptation.run.run`.
+    """
+    grid = _Grid(recipe, seeds, out, cache or recipe.out / "steps", say)
+    return grid.run()
+
+
+class _Grid:
+    """One call of `frontier`: what its cells share."""
+
+    def __init__(self, recipe: Recipe, seeds: int, out: Path, cache: Path, say: Callable[[str], None]) -> None:
+        self.recipe, self.out, self.cache, self.say = recipe, out, cache, say
+        self.arms = plan_recipe(recipe).arms
+        ordered = sorted(self.arms, key=lambda arm: recipe.phases.index(arm.phase))
+        self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
+        self.rows = read_rows(out)
+        self.commit = _commit()
+        self._embedding: float | None = None
+
+    def run(self) -> list[Row]:
+        keys = {_key(arm, seed) for arm, seed in self.cells}
+        done = {row["key"] for row in self.rows}
+        left = [cell for cell in self.cells if _key(*cell) not in done]
+        if left:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            sweep(self.cache)
+            predicted = self._predict(left)
+            started = time.monotonic()
+            for number, (arm, seed) in enumerate(left, 1):
+                row = self._cell(arm, seed)
+                self.rows.append(row)
+                write_rows(self.rows, self.out)
+                self.say(
+                    f"[{number}/{len(left)}] {arm.task}, {arm.phase.name}, seed {seed}: test {row['test']:.2f}, "
+                    f"{human_seconds(time.monotonic() - started)} so far of about {human_seconds(predicted)}"
+                )
+            taken = time.monotonic() - started
+            self.say(f"predicted {human_seconds(predicted)}, took {human_seconds(taken)}")
+        return [row for row in self.rows if row["key"] in keys]
+
+    def _predict(self, left: Sequence[tuple[Arm, int]]) -> float:
+        """Seconds that the cells to come will take; also says it."""
+        predictor = Predictor(self.recipe.model, self.cache)
+        steps: dict[str, Step] = {}
+        total = 0.0
+        for arm, _ in left:
+            steps |= {step.key: step for step in arm.steps if not isinstance(step, FinetuneStep)}
+            one = replace(arm.finetune, settings=replace(arm.finetune.settings, seeds=1))
+            total += predictor.predict(one).seconds
+        total += sum(predictor.predict(step).seconds for step in steps.values() if not step.is_done(self.cache))
+        arms = len({arm.finetune.key for arm, _ in left})
+        self.say(f"{len(left)} cells of {len(self.cells)} to do, {arms} arms: about {human_seconds(total)}")
+        return total
+
+    def _cell(self, arm: Arm, seed: int) -> Row:
+        selecting = self._select(arm)
+        for step in (arm.before, *arm.adapts, arm.loss):
+            if not step.is_done(self.cache):
+                self.say(f"{step.kind} {step.title}")
+                step.run(self.cache)
+        adapted = [step.record(self.cache) for step in arm.adapts]
+        tuned = self._finetune(arm, seed)
+        settings = {"finetune": arm.finetune.shape()["settings"], "adapt": [s.shape()["settings"] for s in arm.adapts]}
+        return {
+            "key": _key(arm, seed), "task": arm.task, "phase": arm.phase.name, "seed": seed, **tuned, **selecting,
+            "steps": sum(record["steps"] for record in adapted),
+            "tokens": sum(record["tokens_seen"] for record in adapted),
+            "pretrain_s": sum(record["seconds"] for record in adapted),
+            "loss_before": arm.before.record(self.cache)["loss"], "loss": arm.loss.record(self.cache)["loss"],
+            "model": self.recipe.model, "preset": self.recipe.preset, "settings": json.dumps(settings, sort_keys=True),
+            "commit": self.commit, "ran_on": machine(),
+        }  # fmt: skip
+
+    def _select(self, arm: Arm) -> Row:
+        """Selects the arm's sets, each timed on a store that is fresh to the task; what that cost."""
+        costs: Row = {"embed_s": 0.0, "first_s": 0.0, "again_s": 0.0, "passages": 0, "set_tokens": 0}
+        for step in arm.selects:
+            file = step.folder(self.cache).with_suffix(".timing.json")
+            if not (step.is_done(self.cache) and file.exists()):
+                self.say(f"{step.kind} {step.title}")
+                step.run(self.cache)
+                write_json(file, self._time(step))
+            timing, record = json.loads(file.read_text(encoding="utf-8")), step.record(self.cache)
+            for name in ("embed_s", "first_s", "again_s"):
+                costs[name] += timing[name]
+            costs["passages"] += record["passages"]
+            costs["set_tokens"] += record["tokens"]
+        return costs
+
+    def _time(self, step: SelectStep) -> dict[str, float]:
+        if step.store is None:
+            return {"embed_s": 0.0, "first_s": 0.0, "again_s": 0.0}
+        store = Store(step.store)
+        slug = open_encoder(store, step.encoder)
+        with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
+            target = Path(scratch) / "set"
+            arguments = (store.path, step.task, step.method, slug, step.budget, step.seed, target)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found = pool.submit(time_selection, *arguments).result()
+        needs_vectors = found["encode_s"] > 0
+        return {
+            "embed_s": self._embedding_seconds(store, slug) if needs_vectors else 0.0,
+            "first_s": found["first_s"],
+            "again_s": found["again_s"],
+        }
+
+    def _embedding_seconds(self, store: Store, slug: str) -> float:
+        """What embedding the corpus takes on this machine, from a random part of it."""
+        if self._embedding is None:
+            rows = np.sort(np.random.default_rng(0).choice(len(store.corpus), min(TRIAL, len(store.corpus)), False))
+            texts = store.corpus.take(rows, ["text"])["text"]
+            encoder = stored_encoder(store, slug)
+            encoder.encode(texts.slice(0, 8))
+            began = time.perf_counter()
+            encoder.encode(texts)
+            self._embedding = (time.perf_counter() - began) * len(store.corpus) / len(rows)
+        return self._embedding
+
+    def _finetune(self, arm: Arm, seed: int) -> Row:
+        """One seed's F1; `FinetuneStep` would do those before it over again where its folder is gone."""
+        from adaptation.classifier import Finetuning
+        from adaptation.loading import transformer_folder
+        from adaptation.precision import use_bf16
+        from adaptation.training import repeatable
+
+        step = arm.finetune
+        task = load_labelled(step.task)
+        metric = step.settings.metric or metric_of(task.task.name)
+        folder = transformer_folder(step.before.location(self.cache))
+        tuning = Finetuning(folder, task, step.settings, metric, use_bf16(step.settings.bf16), lambda line: None)
+        with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+            _, result = tuning.train(seed, Path(scratch))
+        found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test}
+        return {**found, "finetune_s": result.seconds, "best_epoch": result.best_epoch}
+
+
+def _key(arm: Arm, seed: int) -> str:
+    return f"{arm.finetune.key[:24]}-{seed}"
+
+
+def _commit() -> str:
+    """The commit of this source tree, or nothing where there is none."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return told.stdout.strip() if told.returncode == 0 else ""
+
+
+def scores(rows: Sequence[Row], phase: str, split: str = "test") -> dict[str, dict[int, float]]:
+    """F1 of a phase by task and seed, as `benchmarks.significance.gain` takes it."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["phase"] == phase:
+            found.setdefault(row["task"], {})[row["seed"]] = row[split]
+    return found
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """One row a task and phase, then one a phase over all tasks: means, and gains over none and over random.
+
+    Args:
+        rows: of one grid.
+    """
+    phases, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("phase", "task"))
+    found = [_summed([row for row in rows if row["task"] == task], task, phase) for task in tasks for phase in phases]
+    if len(tasks) > 1:
+        found += [_summed(rows, "all", phase) for phase in phases]
+    return [row for row in found if row["seeds"]]
+
+
+def _summed(rows: Sequence[Row], task: str, phase: str) -> Row:
+    mine = [row for row in rows if row["phase"] == phase]
+    tests = scores(mine, phase)
+    means = [float(np.mean(list(by_seed.values()))) for by_seed in tests.values()]
+    spread = [float(np.std(list(by_seed.values()), ddof=1)) for by_seed in tests.values() if len(by_seed) > 1]
+    over = {name: gain(tests, scores(rows, other)) for name, other in (("none", "none"), ("random", "RAND-TAPT"))}
+    row: Row = {
+        "task": task, "phase": phase, "seeds": len({row["seed"] for row in mine}),
+        "f1": float(np.mean(means)) if means else None, "sd": float(np.mean(spread)) if spread else None,
+    }  # fmt: skip
+    for name, difference in over.items():
+        same = phase == {"none": "none", "random": "RAND-TAPT"}[name]
+        row[f"over_{name}"] = None if difference is None or same else difference.mean
+        row[f"p_{name}"] = None if difference is None or same else difference.p
+    for name in ("embed_s", "first_s", "again_s", "tokens", "pretrain_s", "loss"):
+        values = [row[name] for row in mine if row[name] is not None]
+        row[name] = float(np.mean(values)) if values else None
+    return row
