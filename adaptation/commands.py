@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation import run_commands
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from selection.commands import positive, seed
@@ -57,10 +58,11 @@ examples:
 
 
 def register(subparsers: Subparsers) -> None:
-    """Adds ``adapt``, ``finetune`` and ``overlap`` to a command line; each sets ``run``, from options to exit code."""
+    """Adds this floor's commands to a command line; each sets ``run``, from options to exit code."""
     _register_adapt(subparsers)
     _register_finetune(subparsers)
     _register_overlap(subparsers)
+    run_commands.register(subparsers)
 
 
 def _register_adapt(subparsers: Subparsers) -> None:
