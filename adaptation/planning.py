@@ -119,7 +119,7 @@ class _Planner:
         held_out = None if of_domain else task.task.path / "dev.jsonl"
         read = () if of_domain else ("train", "dev", "test") if part.has_task_text else ("dev",)
         return AdaptStep(
-            title if of_domain else f"{title} on {task.task.name}",
+            f"{title} on {self._corpus_title(part, task) if of_domain else task.task.name}",
             _fingerprint_of(task.task, read),
             model,
             task.task.path if part.has_task_text else None,
@@ -212,6 +212,10 @@ class _Planner:
                 f"as {key} in the recipe or as --{key}"
             )
         raise NearkinError(f"{self.store.path} has no corpus {named!r}{has}: mend {key}, or add it by `nearkin build`")
+
+    def _corpus_title(self, part: Part, task: LabelledTask) -> str:
+        named = self._corpus_name(part, task)
+        return named if named in self._corpora() else Path(named).name
 
     def _of_file(self, part: Part, file: str, tasks: Sequence[LabelledTask]) -> SelectStep:
         name = Path(file).parent.name if Path(file).name == "train.jsonl" else Path(file).name

@@ -23,7 +23,7 @@ import pyarrow.dataset as pads
 
 from adaptation.finetune import LARGE_TASK
 from adaptation.loading import load_config, load_masked_lm, load_tokenizer, token_limit, transformer_folder
-from adaptation.steps import LOSS_DOCUMENTS, AdaptStep, FinetuneStep, LossStep, SelectStep, Step
+from adaptation.steps import LOSS_DOCUMENTS, AdaptStep, BaseModel, FinetuneStep, LossStep, SelectStep, Step
 from adaptation.tasks import LabelledTask, load_labelled, metric_of
 from selection.corpus import Corpus
 from selection.domains import domains_of, sampled
@@ -37,6 +37,7 @@ SAMPLE = 500
 ENOUGH = 0.5  # seconds that a pass must take to be believed
 FORWARD = 1 / 3  # of a forward and backward pass
 HEAD_ALONE = 1 / 2
+START = 0.5  # seconds to load a model and its text
 RANKED, ADMITTED = 40_000, 1_500  # passages a second, two cores: ranking the corpus; reading, guarding and writing
 
 
@@ -105,14 +106,16 @@ class Predictor:
         if step.is_done(self.cache):
             return Prediction(None, None, 0.0)
         if isinstance(step, SelectStep):
-            return Prediction(None, None, self._select_seconds(step))
+            return Prediction(None, None, START + self._select_seconds(step))
         if isinstance(step, AdaptStep):
             return self._adapt(step)
         if isinstance(step, LossStep):
+            if self._new_head and isinstance(step.before, BaseModel):
+                return Prediction(None, None, START)  # a model without a head has no loss
             limit = self._limit(step.max_tokens)
             size = self._split(step.task, "dev")
             tokens = size.tokens(limit) * min(1, LOSS_DOCUMENTS / size.texts)
-            return Prediction(None, None, FORWARD * tokens * self._masked_lm(step.task, limit).token)
+            return Prediction(None, None, START + FORWARD * tokens * self._masked_lm(step.task, limit).token)
         assert isinstance(step, FinetuneStep)
         return self._finetune(step)
 
@@ -126,10 +129,10 @@ class Predictor:
         guide = step.task or step.sets[0].task
         speed = self._masked_lm(guide, limit)
         extra = 2 * FORWARD * self._split(guide, "dev").tokens(limit) * speed.token
-        if self._new_head and not isinstance(step.before, AdaptStep):
+        if self._new_head and isinstance(step.before, BaseModel):
             warmup = min(settings.head_warmup_steps, steps)
             extra += HEAD_ALONE * warmup * (seen / steps) * speed.token
-        return Prediction(steps, round(seen), seen * speed.token + steps * speed.step + extra)
+        return Prediction(steps, round(seen), START + seen * speed.token + steps * speed.step + extra)
 
     def _finetune(self, step: FinetuneStep) -> Prediction:
         settings, limit = step.settings, self._limit(step.settings.max_tokens)
@@ -139,7 +142,7 @@ class Predictor:
         steps, seen = epochs * math.ceil(train.texts / settings.batch_size), epochs * train.cut(limit)
         speed = self._classifier(step, limit)
         measured = FORWARD * (epochs * dev.cut(limit) + test.cut(limit))
-        seconds = runs * ((seen + measured) * speed.token + steps * speed.step)
+        seconds = runs * (START + (seen + measured) * speed.token + steps * speed.step)
         return Prediction(runs * steps, round(runs * seen), seconds)
 
     def _select_seconds(self, step: SelectStep) -> float:
