@@ -12,7 +12,7 @@ import pyarrow as pa
 from adaptation.loading import transformer_folder, use_bf16
 from adaptation.phases import Part, Phase
 from adaptation.recipe import Recipe
-from adaptation.steps import AdaptStep, BaseModel, FinetuneStep, LossStep, SelectStep, Step
+from adaptation.steps import AdaptStep, BaseModel, FinetuneStep, LossStep, Model, SelectStep, Step
 from adaptation.tasks import LabelledTask, cards, load_labelled, metric_of
 from selection.encoders import cascade_model
 from selection.errors import NearkinError
@@ -91,7 +91,7 @@ class _Planner:
             self.store.check_corpora()
 
     def arm(self, phase: Phase, task: LabelledTask) -> Arm:
-        model: BaseModel | AdaptStep = self.base
+        model: Model = self.base
         adapts: list[AdaptStep] = []
         selects: list[SelectStep] = []
         for number, part in enumerate(phase.parts):
@@ -111,7 +111,7 @@ class _Planner:
         title: str,
         task: LabelledTask,
         chosen: SelectStep | None,
-        model: BaseModel | AdaptStep,
+        model: Model,
     ) -> AdaptStep:
         settings = self.recipe.adapting(phase, part.schedule)
         of_domain = part.text in ("domain", "unrelated")
@@ -129,7 +129,7 @@ class _Planner:
             use_bf16(settings.bf16),
         )
 
-    def _loss(self, name: str, task: LabelledTask, model: BaseModel | AdaptStep) -> LossStep:
+    def _loss(self, name: str, task: LabelledTask, model: Model) -> LossStep:
         usual = self.recipe.adapting(Phase(()), "adapt")  # the same for every phase, whatever its own settings
         return LossStep(
             f"{name} on {task.task.name}",
@@ -138,11 +138,10 @@ class _Planner:
             task.task.path,
             usual.max_tokens,
             usual.seed,
-            usual.bf16,
             use_bf16(usual.bf16),
         )
 
-    def _finetune(self, phase: Phase, task: LabelledTask, model: BaseModel | AdaptStep) -> FinetuneStep:
+    def _finetune(self, phase: Phase, task: LabelledTask, model: Model) -> FinetuneStep:
         settings = self.recipe.finetuning(phase)
         metric = settings.metric or metric_of(task.task.name)
         return FinetuneStep(
@@ -187,8 +186,10 @@ class _Planner:
         there = self._corpora()
         if name not in there:
             return self._of_file(part, name, together)
-        shards = [shard.text for corpus, _, shard in self._store_for(part).corpus.shards if corpus == name]
-        return self._step(part, together, f"domain:source={name}", inputs=shards, name=name)
+        store = self._store_for(part)
+        read = [shard.text for corpus, _, shard in store.corpus.shards if corpus == name]
+        read += self._whole_store(store) if self.recipe.near == "all" else []  # which compares embeddings
+        return self._step(part, together, f"domain:source={name}", inputs=read, name=name)
 
     def _named(self, part: Part, task: LabelledTask) -> str | None:
         """The corpus of DAPT or not-DAPT as the recipe names it; else the domain on the task's card."""
@@ -243,7 +244,7 @@ class _Planner:
             None if file else self.recipe.store,
             file,
             tuple(guarded),
-            self.recipe.near,
+            "ngrams" if file and self.recipe.near == "all" else self.recipe.near,  # a file has no embeddings
             self.recipe.encoder,
             self.recipe.seed,
         )

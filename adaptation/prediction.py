@@ -8,13 +8,10 @@ once as a classifier. Early stopping is not foreseen, so finetuning may take les
 from __future__ import annotations
 
 import math
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +20,16 @@ import pyarrow.dataset as pads
 
 from adaptation.finetune import LARGE_TASK
 from adaptation.loading import load_config, load_masked_lm, load_tokenizer, token_limit, transformer_folder
+from adaptation.speed import Speed, classifier_speed, masked_lm_speed
 from adaptation.steps import LOSS_DOCUMENTS, AdaptStep, BaseModel, FinetuneStep, LossStep, SelectStep, Step
-from adaptation.tasks import LabelledTask, load_labelled, metric_of
+from adaptation.tasks import LabelledTask, load_labelled
+from adaptation.texts import MOST_HELD_OUT
 from selection.corpus import Corpus
 from selection.domains import domains_of, sampled
 from selection.selectors.domain import rows_of
 from selection.store import Store
 
-if TYPE_CHECKING:
-    import torch
-
 SAMPLE = 500
-ENOUGH = 0.5  # seconds that a pass must take to be believed
 FORWARD = 1 / 3  # of a forward and backward pass
 HEAD_ALONE = 1 / 2
 START = 0.5  # seconds to load a model and its text
@@ -48,14 +43,6 @@ class Prediction:
     steps: int | None
     tokens: int | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of a forward and backward pass a token, and of an optimiser's step."""
-
-    token: float
-    step: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ class Predictor:
             limit = self._limit(step.max_tokens)
             size = self._split(step.task, "dev")
             tokens = size.tokens(limit) * min(1, LOSS_DOCUMENTS / size.texts)
-            return Prediction(None, None, START + FORWARD * tokens * self._masked_lm(step.task, limit).token)
+            return Prediction(None, None, START + FORWARD * tokens * self._masked_lm(step.task, limit, step.bf16).token)
         assert isinstance(step, FinetuneStep)
         return self._finetune(step)
 
@@ -127,8 +114,12 @@ class Predictor:
         steps = settings.max_steps or settings.epochs * epoch
         seen = steps * settings.batch_size * tokens / pieces if settings.max_steps else settings.epochs * tokens
         guide = step.task or step.sets[0].task
-        speed = self._masked_lm(guide, limit)
-        extra = 2 * FORWARD * self._split(guide, "dev").tokens(limit) * speed.token
+        speed = self._masked_lm(guide, limit, step.bf16)
+        if step.held_out is not None:
+            measured = self._split(guide, "dev").tokens(limit)
+        else:
+            measured = min(settings.held_out, MOST_HELD_OUT / sum(size.texts for size in sizes)) * tokens
+        extra = 2 * FORWARD * measured * speed.token
         if self._new_head and isinstance(step.before, BaseModel):
             warmup = min(settings.head_warmup_steps, steps)
             extra += HEAD_ALONE * warmup * (seen / steps) * speed.token
@@ -140,7 +131,7 @@ class Predictor:
         runs = settings.seeds - step.seeds_done(self.cache)
         epochs = settings.epochs or (3 if train.texts > LARGE_TASK else 10)
         steps, seen = epochs * math.ceil(train.texts / settings.batch_size), epochs * train.cut(limit)
-        speed = self._classifier(step, limit)
+        speed = self._classifier(step)
         measured = FORWARD * (epochs * dev.cut(limit) + test.cut(limit))
         seconds = runs * (START + (seen + measured) * speed.token + steps * speed.step)
         return Prediction(runs * steps, round(runs * seen), seconds)
@@ -207,117 +198,21 @@ class Predictor:
     def _new_head(self) -> bool:
         return bool(load_masked_lm(self.folder)[1])
 
-    def _masked_lm(self, task: Path, limit: int) -> Speed:
+    def _masked_lm(self, task: Path, limit: int, bf16: bool) -> Speed:
         if "masked LM" not in self._speeds:
             texts = self._task(task).splits["train"]["text"]
-            self._speeds["masked LM"] = masked_lm_speed(self.folder, texts.take(_spread(len(texts))), limit)
+            self._speeds["masked LM"] = masked_lm_speed(self.folder, texts.take(_spread(len(texts))), limit, bf16)
         return self._speeds["masked LM"]
 
-    def _classifier(self, step: FinetuneStep, limit: int) -> Speed:
+    def _classifier(self, step: FinetuneStep) -> Speed:
         if "classifier" not in self._speeds:
             task = self._task(step.task)
             few = {split: table.take(_spread(len(table))) for split, table in task.splits.items()}
-            self._speeds["classifier"] = classifier_speed(self.folder, LabelledTask(task.task, task.labels, few), step)
+            few_of_it = LabelledTask(task.task, task.labels, few)
+            self._speeds["classifier"] = classifier_speed(self.folder, few_of_it, step.settings)
         return self._speeds["classifier"]
 
 
 def _spread(count: int) -> pa.Array:
     """At most `SAMPLE` row numbers, evenly over `count`."""
     return pa.array(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
-
-
-def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, most: int = 32) -> Speed:
-    """How fast a copy of the model is trained on `texts` as a masked LM; nothing is kept.
-
-    Args:
-        folder: see `transformer_folder`.
-        texts: some of what it will be trained on.
-        limit: longest piece in tokens.
-        most: pieces of the largest pass.
-    """
-    import torch
-
-    from adaptation.loading import use_bf16
-    from adaptation.masking import Epoch, Masker, Pieces
-    from adaptation.texts import lengths_of, open_pieces, tokenise
-    from adaptation.training import MaskedRows, masked_loss, processes
-
-    network, _ = load_masked_lm(folder)
-    tokenizer, device = load_tokenizer(folder, masks=True), processes().device
-    network.to(device).train()
-    masker, rows = Masker.of(tokenizer, 0.15, 0, Epoch()), MaskedRows(network)
-    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-        file = Path(scratch) / "pieces.arrow"
-        tokenise(texts, tokenizer, limit, False, file)
-        data = open_pieces(file)
-        lengths, pieces = lengths_of(data), Pieces(data)
-
-        def loss_of(chosen: list[int]) -> torch.Tensor:
-            inputs = {name: tensor.to(device) for name, tensor in masker(pieces.__getitems__(chosen)).items()}
-            labels = inputs.pop("labels")
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto")), rows.of(labels):
-                return masked_loss(network(**inputs).logits, labels)
-
-        return _speed(network, loss_of, lengths, most)
-
-
-def classifier_speed(folder: Path, task: LabelledTask, step: FinetuneStep) -> Speed:
-    """How fast a copy of the model is trained on `task` as a classifier; nothing is kept."""
-    import torch
-
-    from adaptation.classifier import Finetuning
-    from adaptation.loading import load_classifier
-    from adaptation.masking import Pieces
-    from adaptation.training import processes
-
-    settings = step.settings
-    run = Finetuning(folder, task, settings, metric_of(task.task.name), lambda sentence: None)
-    data, device = run.splits["train"], processes().device
-    network = load_classifier(folder, task.labels, settings.dropout).to(device).train()
-    pieces = Pieces(data)
-
-    def loss_of(chosen: list[int]) -> torch.Tensor:
-        inputs = {name: tensor.to(device) for name, tensor in run.collate(pieces.__getitems__(chosen)).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
-            return network(**inputs).loss  # type: ignore[no-any-return]
-
-    return _speed(network, loss_of, data.data.column("length").to_numpy(), settings.batch_size)
-
-
-def _speed(
-    network: torch.nn.Module, loss_of: Callable[[list[int]], torch.Tensor], lengths: npt.NDArray[np.int64], most: int
-) -> Speed:
-    """Passes over twice as many rows each time, until one takes `ENOUGH` or there are `most`; the last one counts."""
-    import torch
-
-    optimizer = torch.optim.AdamW(network.parameters())
-    order = np.argsort(lengths, kind="stable")
-    count, best = min(2, len(order)), 0.0
-    most = min(most, len(order))
-
-    def timed(work: Callable[[], Any]) -> float:
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    for _ in range(2):  # the first step of all sets things up
-        _backward(loss_of, order[:count].tolist())
-        stepped = timed(optimizer.step)
-    while True:
-        # Rows of like length stand together in training too; spread over all lengths they are the text's mean.
-        starts = np.linspace(0, len(order) - count, 3).astype(int)
-        took = tokens = 0.0
-        for start in starts:
-            chosen = order[start : start + count]
-            took += timed(partial(_backward, loss_of, chosen.tolist()))
-            tokens += float(lengths[chosen].sum())
-        best = took / tokens
-        if took >= 3 * ENOUGH or count >= most:
-            return Speed(best, stepped)
-        count = min(2 * count, most)
-
-
-def _backward(loss_of: Callable[[list[int]], torch.Tensor], rows: list[int]) -> None:
-    loss_of(rows).backward()  # type: ignore[no-untyped-call]

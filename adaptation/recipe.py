@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # For two CPU cores: as many steps and as many tokens of passages for every phase, so that phases compare.
     "quick": {
         "adapt": _QUICK,
-        "dapt": _QUICK,
+        "dapt": {**_QUICK, "held_out": 0.01},
         "finetune": {"learning_rate": 1e-4, "epochs": 8, "batch_size": 16, "max_tokens": 128, "seeds": 3},
         "budget": {"tokens": 300_000},
     },

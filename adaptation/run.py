@@ -167,7 +167,7 @@ class _Runner:
         started = time.monotonic()
         self.say(f"{name}: about {human_seconds(self.predicted[step.key].seconds)}")
         busy = f"another run that shares {self.cache} is at {step.kind} {step.title}: wait for it, and start this again"
-        with _locked(self.cache / f".{step.folder(self.cache).name}.lock", busy):
+        with _locked(self.cache / ".locks" / step.folder(self.cache).name, busy):
             if not step.is_done(self.cache):
                 step.run(self.cache)
         self.say(f"{name}: done in {human_seconds(time.monotonic() - started)}")

@@ -5,7 +5,7 @@ the steps it stands on. Its result lies in ``CACHE/<kind>-<first 16 digits of th
 at all, so a step is done when that is there, whichever recipe it was done for. What changes no result (paths, the time
 between checkpoints, how many seeds are still to come) is not part of a key.
 
-Another kind of training is another class with `key`, `location` and `run` beside `AdaptStep`.
+Another kind of training is another class like `AdaptStep`, with a `location` of its model, and a member of `Model`.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class AdaptStep(Step):
         bf16: what `AdaptSettings.bf16` comes to on this machine.
     """
 
-    before: BaseModel | AdaptStep
+    before: Model
     task: Path | None
     sets: tuple[SelectStep, ...]
     held_out: Path | None
@@ -174,21 +174,24 @@ class AdaptStep(Step):
         )  # fmt: skip
 
 
+Model = BaseModel | AdaptStep
+"""What a step can start from."""
+
+
 @dataclass(frozen=True)
 class LossStep(Step):
     """A model's masked-LM loss on a task's dev texts, by the same masks for every model; None without a head."""
 
-    before: BaseModel | AdaptStep
+    before: Model
     task: Path
     max_tokens: int | None
     seed: int
-    bf16: str
-    on: bool
+    bf16: bool
     kind: ClassVar[str] = "loss"
     result: ClassVar[str] = "loss.json"
 
     def shape(self) -> dict[str, Any]:
-        return {"before": self.before.key, "max_tokens": self.max_tokens, "seed": self.seed, "bf16": self.on}
+        return {"before": self.before.key, "max_tokens": self.max_tokens, "seed": self.seed, "bf16": self.bf16}
 
     def run(self, cache: Path, say: Say = logger.info) -> None:
         from adaptation.domain_loss import domain_losses
@@ -197,7 +200,7 @@ class LossStep(Step):
         try:
             (loss,) = domain_losses(
                 self.before.location(cache), [("dev", str(self.task / "dev.jsonl"))], documents=LOSS_DOCUMENTS,
-                max_tokens=self.max_tokens, bf16=self.bf16, seed=self.seed, say=say,
+                max_tokens=self.max_tokens, bf16="on" if self.bf16 else "off", seed=self.seed, say=say,
             )  # fmt: skip
         except ModelError as error:
             say(str(error))
@@ -209,7 +212,7 @@ class LossStep(Step):
 class FinetuneStep(Step):
     """Classifiers of a task, one a seed. More seeds later are added to those that are there."""
 
-    before: BaseModel | AdaptStep
+    before: Model
     task: Path
     settings: FinetuneSettings
     bf16: bool
