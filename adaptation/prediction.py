@@ -33,7 +33,7 @@ SAMPLE = 500
 FORWARD = 1 / 3  # of a forward and backward pass
 HEAD_ALONE = 1 / 2
 START = 0.5  # seconds to load a model and its text
-RANKED, ADMITTED = 40_000, 1_500  # passages a second, two cores: ranking the corpus; reading, guarding and writing
+RANKED, ADMITTED = 40_000, 3_000  # passages a second, two cores: ranking the corpus; reading, guarding and writing
 
 
 @dataclass(frozen=True)
