@@ -46,7 +46,7 @@ class Finetuning:
         self._folder, self._task, self._settings, self._metric, self._say = folder, task, settings, metric, say
         self.bf16 = bf16
         tokenizer = load_tokenizer(folder)
-        self._collate = partial(collate, pad=tokenizer.pad_token_id or 0)
+        self.collate = partial(collate, pad=tokenizer.pad_token_id or 0)
         self.max_tokens = token_limit(settings.max_tokens, load_config(folder), tokenizer)
         encoded = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
         self.splits = {name: examples for name, (examples, _) in encoded.items()}
@@ -91,7 +91,7 @@ class Finetuning:
                 average_tokens_across_devices=False,
             ),
             train_dataset=Pieces(self.splits["train"]),
-            data_collator=self._collate,
+            data_collator=self.collate,
             lengths=self.splits["train"].data.column("length").to_numpy(),
             order_seed=seed,
             epoch=epoch,
@@ -114,7 +114,7 @@ class Finetuning:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             for at in range(0, len(order), batch):
                 rows = order[at : at + batch]
-                inputs = self._collate(pieces.__getitems__(rows.tolist()))
+                inputs = self.collate(pieces.__getitems__(rows.tolist()))
                 del inputs["labels"]
                 logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
                 predictions[rows] = logits.argmax(-1).cpu().numpy()

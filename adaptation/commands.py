@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation import run_commands
 from adaptation.data_commands import register_data
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
@@ -66,6 +67,7 @@ def register(subparsers: Subparsers) -> None:
     _register_finetune(subparsers)
     _register_overlap(subparsers)
     register_data(subparsers, _say)
+    run_commands.register(subparsers)
 
 
 def _register_adapt(subparsers: Subparsers) -> None:

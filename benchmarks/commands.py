@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -368,7 +370,8 @@ def run_frontier(args: argparse.Namespace) -> int:
         "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens, "phases": phase_names(args.methods),
     }  # fmt: skip
     recipe = read_recipe(args.recipe, options)
-    rows = frontier(recipe, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
+    command = shlex.join(["nearkin", *sys.argv[1:]])
+    rows = frontier(recipe, seeds=args.seeds, out=args.out, command=command, say=lambda line: print(line, flush=True))
     found = summary(rows)
     if args.plot:
         plot_frontier(rows, args.plot)

@@ -57,6 +57,7 @@ def frontier(
     seeds: int,
     out: Path,
     cache: Path | None = None,
+    command: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Runs every cell of a grid that the results file lacks.
@@ -66,6 +67,7 @@ def frontier(
         seeds: finetuning seeds, 0 to seeds - 1.
         out: results, a row a cell; rows of other grids in it are left as they are.
         cache: for sets and models; None: ``steps`` in the recipe's folder.
+        command: that this was called by, for the rows.
         say: told the forecast and each step.
 
     Returns:
@@ -73,20 +75,22 @@ def frontier(
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
         ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
         ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
-        (nats, on the task's dev texts); ``finetune_s``; ``model``, ``budget``, ``preset``, ``settings``, ``commit``.
+        (nats, on the task's dev texts); ``finetune_s``; ``sets`` (their folders in the cache, by commas);
+        ``model``, ``preset``, ``settings`` (JSON), ``commit``, ``ran_on``, ``command``.
 
     Raises:
         NearkinError: see `adaptation.run.run`.
     """
-    grid = _Grid(recipe, seeds, out, cache or recipe.out / "steps", say)
-    return grid.run()
+    return _Grid(recipe, seeds, out, cache or recipe.out / "steps", command, say).run()
 
 
 class _Grid:
     """One call of `frontier`: what its cells share."""
 
-    def __init__(self, recipe: Recipe, seeds: int, out: Path, cache: Path, say: Callable[[str], None]) -> None:
-        self.recipe, self.out, self.cache, self.say = recipe, out, cache, say
+    def __init__(
+        self, recipe: Recipe, seeds: int, out: Path, cache: Path, command: str, say: Callable[[str], None]
+    ) -> None:
+        self.recipe, self.out, self.cache, self.command, self.say = recipe, out, cache, command, say
         self.arms = plan_recipe(recipe).arms
         ordered = sorted(self.arms, key=lambda arm: recipe.phases.index(arm.phase))
         self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
@@ -145,7 +149,8 @@ class _Grid:
             "pretrain_s": sum(record["seconds"] for record in adapted),
             "loss_before": arm.before.record(self.cache)["loss"], "loss": arm.loss.record(self.cache)["loss"],
             "model": self.recipe.model, "preset": self.recipe.preset, "settings": json.dumps(settings, sort_keys=True),
-            "commit": self.commit, "ran_on": machine(),
+            "sets": ",".join(step.folder(self.cache).name for step in arm.selects),
+            "budget": self.recipe.tokens, "commit": self.commit, "ran_on": machine(), "command": self.command,
         }  # fmt: skip
 
     def _select(self, arm: Arm) -> Row:

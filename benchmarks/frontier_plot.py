@@ -21,10 +21,10 @@ AXES = (
 
 @dataclass(frozen=True)
 class Point:
-    """A phase over all tasks: what it costs, by the names in `AXES`, mean F1 and its deviation over seeds, in per cent."""
+    """A phase over all tasks: its costs, by the names in `AXES`, mean F1 and its deviation over seeds, in per cent."""
 
     phase: str
-    cost: dict[str, float | None]
+    cost: dict[str, float]
     f1: float
     sd: float | None
 
@@ -46,13 +46,14 @@ def points(rows: Sequence[Row]) -> list[Point]:
             "compute": row["first_s"] + row["pretrain_s"],
             "loss": row["loss"],
         }
-        found.append(Point(row["phase"], cost, row["f1"], row["sd"]))
+        known = {axis: value for axis, value in cost.items() if value is not None}
+        found.append(Point(row["phase"], known, row["f1"], row["sd"]))
     return found
 
 
 def pareto(found: Sequence[Point], axis: str) -> list[Point]:
     """Points that no other beats: none that costs as little or less has as much F1 or more; cheapest first."""
-    priced = sorted((p for p in found if p.cost[axis] is not None), key=lambda p: (p.cost[axis], -p.f1))
+    priced = sorted((p for p in found if axis in p.cost), key=lambda p: (p.cost[axis], -p.f1))
     front: list[Point] = []
     for point in priced:
         if not front or point.f1 > front[-1].f1:
@@ -75,7 +76,7 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     for number, (axis, title, logarithmic) in enumerate(AXES):
         axes = figure.add_subplot(2, 2, number + 1)
-        drawn = [p for p in found if p.cost[axis] is not None]
+        drawn = [p for p in found if axis in p.cost]
         front = {p.phase for p in pareto(found, axis)} if logarithmic else set()
         for place, point in enumerate(sorted(drawn, key=lambda p: p.f1)):
             x, best = point.cost[axis], point.phase in front

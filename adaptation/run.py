@@ -1,0 +1,322 @@
+"""Phases end to end: the function behind `nearkin run`.
+
+Steps are run in the order of the recipe's phases, selection first, and each only where its result is not in the cache.
+``OUT/results.json`` is written anew after every phase, so what is finished can be read while the rest goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from adaptation.planning import Arm, Plan, plan_recipe
+from adaptation.prediction import Prediction, Predictor
+from adaptation.recipe import Recipe
+from adaptation.steps import AdaptStep, Step
+from selection.errors import NearkinError, explain_os_error
+from selection.files import human_seconds, sweep, write_json
+from selection.models import quiet_libraries
+from selection.versions import versions
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a phase came to on a task; None where it has no such thing.
+
+    Attributes:
+        task, phase: their names.
+        metric: ``macro-F1`` or ``micro-F1``.
+        selection_seconds: of all its sets, when they were selected.
+        passages, set_tokens: in these sets; tokens by the encoder's tokenizer.
+        masked_lm_steps, tokens_seen, masked_lm_seconds: of its masked-LM training, all parts together.
+        loss_before, loss_after: masked-LM loss of the base model and of the phase's on the task's dev texts, in nats.
+        finetune_seconds: of all seeds.
+        dev, test: F1 in percent by seed, with mean and sample standard deviation.
+        parts: each masked-LM training by itself, with its settings and its own held-out loss.
+        cached: steps whose results were there before this run.
+        folders: where each step's result lies, in the cache.
+    """
+
+    task: str
+    phase: str
+    metric: str
+    selection_seconds: float | None
+    passages: int | None
+    set_tokens: int | None
+    masked_lm_steps: int
+    tokens_seen: int
+    masked_lm_seconds: float
+    loss_before: float | None
+    loss_after: float | None
+    finetune_seconds: float
+    dev_mean: float
+    dev_std: float | None
+    test_mean: float
+    test_std: float | None
+    dev: dict[str, float]
+    test: dict[str, float]
+    parts: list[dict[str, Any]]
+    cached: list[str]
+    folders: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made: a row a task and phase, and the file with them; neither after a dry run."""
+
+    rows: list[Row]
+    file: Path | None
+    seconds: float
+
+
+def run(
+    recipe: Recipe,
+    *,
+    cache: Path | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> RunResult:
+    """Runs the phases of a recipe; the same call goes on where an earlier one was stopped.
+
+    Args:
+        recipe: see `adaptation.recipe.read_recipe`.
+        cache: folder of steps' results, which several recipes may share; None is ``OUT/steps``.
+        dry_run: say the plan, and do and write nothing.
+        say: is told the plan, and each step as it starts and ends, a line at a time.
+
+    Raises:
+        NearkinError: a recipe that cannot be run, before anything is written; a step that fails; another run is at
+            work in the same folder.
+    """
+    started = time.monotonic()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise NearkinError("run works in one process: start it without accelerate or torchrun")
+    quiet_libraries()
+    cache = cache or recipe.out / "steps"
+    _check_out(recipe.out)
+    plan = plan_recipe(recipe)
+    if dry_run:
+        _predict(recipe, plan, cache, say)
+        return RunResult([], None, time.monotonic() - started)
+    with _locked(recipe.out / ".lock", f"another run is at work in {recipe.out}: wait for it, or name another --out"):
+        cache.mkdir(parents=True, exist_ok=True)
+        sweep(cache)
+        predicted = _predict(recipe, plan, cache, say)
+        rows = _Runner(recipe, plan, cache, predicted, say).run()
+    return RunResult(rows, recipe.out / RESULT_FILE, time.monotonic() - started)
+
+
+def _predict(recipe: Recipe, plan: Plan, cache: Path, say: Callable[[str], None]) -> dict[str, Prediction]:
+    predictor = Predictor(recipe.model, cache)
+    predicted = {step.key: predictor.predict(step) for step in plan.steps}
+    for line in forecast(plan, cache, predicted):
+        say(line)
+    return predicted
+
+
+class _Runner:
+    """One call of `run`: what its steps share."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        cache: Path,
+        predicted: dict[str, Prediction],
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.plan, self.cache, self.predicted, self.say = recipe, plan, cache, predicted, say
+        self.number = {step.key: number for number, step in enumerate(plan.steps, 1)}
+        self.there = {step.key for step in plan.steps if step.is_done(cache)}
+        self.told: set[str] = set()
+
+    def run(self) -> list[Row]:
+        rows: list[Row] = []
+        for chosen in (chosen for arm in self.plan.arms for chosen in arm.selects):
+            self._step(chosen)
+        for arm in self.plan.arms:
+            for step in arm.steps:
+                self._step(step)
+            rows.append(row_of(arm, self.cache, self.there))
+            write_json(
+                self.recipe.out / RESULT_FILE,
+                {"recipe": _plain(self.recipe), "rows": [asdict(row) for row in rows], "versions": versions()},
+            )
+        return rows
+
+    def _step(self, step: Step) -> None:
+        if step.key in self.told:
+            return
+        self.told.add(step.key)
+        name = f"[{self.number[step.key]}/{len(self.number)}] {step.kind} {step.title}"
+        if step.is_done(self.cache):
+            self.say(f"{name}: there already")
+            return
+        started = time.monotonic()
+        self.say(f"{name}: about {human_seconds(self.predicted[step.key].seconds)}")
+        busy = f"another run that shares {self.cache} is at {step.kind} {step.title}: wait for it, and start this again"
+        with _locked(self.cache / ".locks" / step.folder(self.cache).name, busy):
+            if not step.is_done(self.cache):
+                step.run(self.cache)
+        self.say(f"{name}: done in {human_seconds(time.monotonic() - started)}")
+
+
+@contextmanager
+def _locked(file: Path, busy: str) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(file), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise NearkinError(busy) from None
+    except OSError as error:
+        raise explain_os_error(error, f"locking {file}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder of something else, which ``results.json`` would overwrite."""
+    import json
+
+    file = out / RESULT_FILE
+    if out.exists() and not out.is_dir():
+        raise NearkinError(f"{out} is a file: name a folder with --out")
+    if not file.exists():
+        return
+    try:
+        ours = "recipe" in json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise NearkinError(f"{file} is not a result of `nearkin run`: name another folder with --out")
+
+
+def row_of(arm: Arm, cache: Path, there: set[str]) -> Row:
+    """The row of an arm whose steps are done.
+
+    Args:
+        there: keys of steps that were done before this run.
+    """
+    sets = [step.record(cache) for step in arm.selects]
+    parts = [(step, step.record(cache)) for step in arm.adapts]
+    tuned = arm.finetune.record(cache)
+    steps = {step.key: step for step in arm.steps}
+    return Row(
+        arm.task,
+        arm.phase.name,
+        tuned["metric"],
+        round(sum(found["seconds"] for found in sets), 3) if sets else None,
+        sum(found["passages"] for found in sets) if sets else None,
+        sum(found["tokens"] for found in sets) if sets else None,
+        sum(record["steps"] for _, record in parts),
+        sum(record["tokens_seen"] for _, record in parts),
+        round(sum(record["seconds"] for _, record in parts), 3),
+        arm.before.record(cache)["loss"],
+        arm.loss.record(cache)["loss"],
+        tuned["seconds"],
+        tuned["dev_mean"],
+        tuned["dev_std"],
+        tuned["test_mean"],
+        tuned["test_std"],
+        tuned["dev"],
+        tuned["test"],
+        [_part(step, record) for step, record in parts],
+        [f"{step.kind} {step.title}" for key, step in steps.items() if key in there],
+        {f"{step.kind} {step.title}": step.folder(cache).name for step in steps.values()},
+    )
+
+
+def _part(step: AdaptStep, record: dict[str, Any]) -> dict[str, Any]:
+    kept = ("counts", "settings", "new_head", "steps", "tokens_seen", "seconds", "held_out_loss")
+    return {"title": step.title, **{key: record[key] for key in kept}}
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON: what was asked for, and the settings of every phase as they were in the end."""
+    named = asdict(replace(recipe, phases=()))
+    named |= {key: str(value) for key, value in named.items() if isinstance(value, Path)}
+    named["tasks"] = [str(task) for task in recipe.tasks]
+    named["phases"] = [phase.name for phase in recipe.phases]
+    named["settings"] = {
+        phase.name: {
+            "parts": [asdict(recipe.adapting(phase, part.schedule)) for part in phase.parts],
+            "finetune": asdict(recipe.finetuning(phase)),
+        }
+        for phase in recipe.phases
+    }
+    return named
+
+
+def forecast(plan: Plan, cache: Path, predicted: dict[str, Prediction]) -> list[str]:
+    """The steps as lines of a table: what is there, what is to do, and what that takes."""
+    rows = []
+    for step in plan.steps:
+        guess = predicted[step.key]
+        done = step.is_done(cache)
+        seconds = "-" if done else human_seconds(guess.seconds)
+        state = "there" if done else "to do"
+        rows.append((step.kind, step.title, state, _cell(guess.steps, ",d"), _cell(guess.tokens, ",d"), seconds))
+    total = sum(guess.seconds for guess in predicted.values())
+    to_do = sum(not step.is_done(cache) for step in plan.steps)
+    head = ("step", "what", "", "updates", "tokens", "predicted")
+    return [*aligned(head, rows, left=3), f"{to_do} of {len(rows)} steps to do, about {human_seconds(total)}"]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Results as lines of a table."""
+    several = len({row.task for row in rows}) > 1
+    lines = [
+        (
+            *([row.task] if several else []),
+            row.phase,
+            _cell(row.passages, ",d"),
+            _cell(row.selection_seconds, ".1f"),
+            _cell(row.masked_lm_steps or None, ",d"),
+            _cell(row.tokens_seen or None, ",d"),
+            human_seconds(row.masked_lm_seconds) if row.masked_lm_steps else "-",
+            _cell(row.loss_after, ".3f"),
+            _f1(row.dev_mean, row.dev_std),
+            _f1(row.test_mean, row.test_std),
+        )
+        for row in rows
+    ]
+    head = (
+        *(["task"] if several else []), "phase", "passages", "selection s", "updates", "tokens seen", "training",
+        "dev loss", "dev F1", "test F1",
+    )  # fmt: skip
+    return aligned(head, lines, left=2 if several else 1)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _f1(mean: float, std: float | None) -> str:
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ({std:.1f})"
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a table, the first `left` columns on the left, the others on the right."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    return [
+        "  ".join(
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]

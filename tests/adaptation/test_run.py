@@ -1,0 +1,312 @@
+"""Runs of recipes on tiny models: every phase, what is kept between runs, what stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from adaptation.recipe import Recipe, read_recipe
+from adaptation.run import RunResult, run
+from adaptation.steps import AdaptStep, FinetuneStep, SelectStep, Step
+from selection.building import build
+from selection.errors import NearkinError
+from selection.ingest import CorpusSpec
+from tests.adaptation.conftest import write_jsonl
+from tests.conftest import Cli, write_task
+
+STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32}
+TUNING = {"epochs": 1, "max_tokens": 32, "learning_rate": 1e-3}
+EVERY = [
+    "none", "TAPT", "DAPT", "DAPT+TAPT", "kNN-TAPT", "3NN-TAPT", "RAND-TAPT", "Curated-TAPT", "DAPT+Curated",
+    "Transfer-TAPT", "not-DAPT", "dsir-TAPT", "mix:knn=0.8,random=0.2-TAPT",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory, passages: pa.Table, task_folder: Path, tiny_encoder: Path,
+    tiny_model: Callable[[str], str], sentences: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """A store of two corpora, a second task, a curated file, and the keys of a recipe that uses them."""
+    folder = tmp_path_factory.mktemp("world")
+    texts = passages["text"].to_pylist()
+    docs = write_jsonl(folder / "docs.jsonl", texts[:150])
+    other = write_jsonl(folder / "other.jsonl", sentences[:80])
+    store = folder / "store"
+    build(store, [CorpusSpec("docs", str(docs)), CorpusSpec("other", str(other))], encoder=str(tiny_encoder))
+    curated = write_jsonl(folder / "curated.jsonl", texts[150:200])
+    labels = ["a", "b"] * 20
+    splits = {s: pa.table({"text": sentences[n : n + 40], "label": labels}) for s, n in (("train", 100), ("dev", 140))}
+    splits["test"] = pa.table({"text": sentences[180:220], "label": labels})
+    return {
+        "model": tiny_model("roberta"), "task": str(task_folder), "store": str(store), "k": 2, "seeds": 1,
+        "domain": "docs", "unrelated": "other", "curated": str(curated),
+        "transfer": str(write_task(folder / "sentences", splits)),
+    }  # fmt: skip
+
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(world: dict[str, Any], tmp_path: Path) -> Make:
+    """A recipe of the given phases with settings cut to a step or two; other keys as options."""
+
+    def made(*phases: str, adapt: dict[str, Any] | None = None, **keys: Any) -> Recipe:
+        values = {**world, "phases": list(phases), "out": str(tmp_path / "out"), **keys}
+        tables = {"adapt": {**STEPS, **(adapt or {})}, "dapt": STEPS, "finetune": TUNING}
+        recipe = read_recipe(None, values)
+        return replace(recipe, tables={**tables, "finetune": {**TUNING, **recipe.tables.get("finetune", {})}})
+
+    return made
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which steps were run, as they are."""
+    titles: list[str] = []
+    for kind in (SelectStep, AdaptStep, FinetuneStep):
+        inner = kind.run
+
+        def spy(self: Step, *args: Any, inner: Any = inner, **named: Any) -> None:
+            titles.append(f"{self.kind} {self.title}")
+            inner(self, *args, **named)
+
+        monkeypatch.setattr(kind, "run", spy)
+    return titles
+
+
+def figures(result: RunResult) -> list[Any]:
+    """What does not depend on the clock."""
+    return [(r.phase, r.loss_before, r.loss_after, r.dev, r.test, r.tokens_seen, r.passages) for r in result.rows]
+
+
+@pytest.mark.slow
+def test_the_paper_preset_runs_every_phase(make: Make, tmp_path: Path, ran: list[str]) -> None:
+    said: list[str] = []
+    result = run(make(*EVERY), say=said.append)
+    rows = {row.phase: row for row in result.rows}
+    assert list(rows) == [*EVERY[:8], "DAPT+Curated-TAPT", *EVERY[9:]]
+    assert len(set(ran)) == len(ran)
+    assert ran.count("adapt DAPT on docs") == 1  # three phases stand on it
+    assert [rows[name].masked_lm_steps for name in ("none", "TAPT", "DAPT+TAPT")] == [0, 2, 4]
+    assert rows["none"].loss_after == rows["none"].loss_before == rows["TAPT"].loss_before
+    assert rows["none"].loss_after != rows["TAPT"].loss_after
+    assert rows["DAPT"].passages > rows["kNN-TAPT"].passages > 0  # type: ignore[operator]
+    assert rows["RAND-TAPT"].passages <= 2 * 40  # type: ignore[operator]
+    assert rows["Transfer-TAPT"].parts[0]["counts"]["train"] == rows["Transfer-TAPT"].passages
+    assert rows["TAPT"].parts[0]["settings"]["learning_rate"] == 1e-4
+    assert rows["DAPT"].parts[0]["settings"]["learning_rate"] == 5e-4
+    assert rows["none"].metric == "macro-F1"
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["phase"] for row in written["rows"]] == list(rows)
+    assert written["recipe"]["settings"]["TAPT"]["parts"][0]["epochs"] == 100
+    assert any(line.startswith("[1/") and line.endswith("about " + line.rpartition("about ")[2]) for line in said)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    make: Make, tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = ("none", "TAPT", "RAND-TAPT")
+    whole = run(make(*phases, out=str(tmp_path / "whole")))
+    expected = list(ran)
+    ran.clear()
+    recipe, adapt = make(*phases), AdaptStep.run
+
+    def fails(self: AdaptStep, *args: Any, **named: Any) -> None:
+        if self.sets:
+            raise NearkinError("the power went")
+        adapt(self, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptStep, "run", fails)
+        with pytest.raises(NearkinError, match="the power went"):
+            run(recipe)
+    partial = json.loads((recipe.out / "results.json").read_text())
+    assert [row["phase"] for row in partial["rows"]] == ["none", "TAPT"]
+    said: list[str] = []
+    resumed = run(recipe, say=said.append)
+    assert ran == expected  # between the two of them, each step once
+    assert figures(resumed) == figures(whole)
+    assert resumed.rows[0].cached == ["loss none on libraries", "finetune none on libraries"]
+    assert "[3/9] finetune none on libraries: there already" in said
+    ran.clear()
+    assert figures(run(recipe)) == figures(whole)
+    assert ran == []
+
+
+@pytest.mark.slow
+def test_recipes_share_a_cache_and_a_change_redoes_what_stands_on_it(
+    make: Make, tmp_path: Path, ran: list[str]
+) -> None:
+    cache = tmp_path / "cache"
+    first = run(make("none", "TAPT"), cache=cache)
+    ran.clear()
+    again = run(make("TAPT", "TAPT+RAND-TAPT", out=str(tmp_path / "other")), cache=cache)
+    assert ran == [
+        "select RAND-TAPT for libraries", "adapt TAPT+RAND-TAPT on libraries", "finetune TAPT+RAND-TAPT on libraries"
+    ]  # fmt: skip
+    assert figures(again)[0] == figures(first)[1]
+    ran.clear()
+    run(make("TAPT", "TAPT+RAND-TAPT", k=3), cache=cache)
+    assert "adapt TAPT on libraries" not in ran
+    assert len(ran) == 3
+    ran.clear()
+    run(make("none", "TAPT", adapt={"learning_rate": 1e-3}), cache=cache)
+    assert ran == ["adapt TAPT on libraries", "finetune TAPT on libraries"]
+    ran.clear()
+    run(make("TAPT", adapt={"checkpoint_minutes": 1.0}), cache=cache)
+    assert ran == []
+
+
+@pytest.mark.slow
+def test_more_seeds_are_added_and_fewer_are_read(make: Make, ran: list[str]) -> None:
+    one = run(make("none"))
+    two = run(make("none", seeds=2))
+    assert ran == ["finetune none on libraries"] * 2
+    assert two.rows[0].test["0"] == one.rows[0].test["0"]
+    assert list(two.rows[0].test) == ["0", "1"]
+    assert figures(run(make("none", seeds=1))) == figures(one)
+    assert len(ran) == 2
+
+
+@pytest.mark.slow
+def test_text_that_changed_is_trained_on_anew(make: Make, tmp_path: Path, task_folder: Path, ran: list[str]) -> None:
+    task = tmp_path / "task"
+    task.mkdir()
+    for split in ("train", "dev", "test"):
+        (task / f"{split}.jsonl").write_bytes((task_folder / f"{split}.jsonl").read_bytes())
+    run(make("TAPT", task=str(task)))
+    ran.clear()
+    lines = (task / "test.jsonl").read_text().splitlines(keepends=True)
+    (task / "test.jsonl").write_text("".join(lines[1:]))
+    run(make("TAPT", task=str(task)))
+    assert ran == ["adapt TAPT on task", "finetune TAPT on task"]  # test texts are withheld from training
+
+
+def test_a_dry_run_touches_nothing(make: Make, world: dict[str, Any], tmp_path: Path) -> None:
+    def state() -> list[tuple[str, int]]:
+        folders = (tmp_path, Path(world["store"]), Path(world["task"]))
+        return sorted((str(f), f.stat().st_mtime_ns) for folder in folders for f in folder.rglob("*"))
+
+    before, said = state(), list[str]()
+    result = run(make("none", "DAPT+TAPT", "kNN-TAPT", "Curated-TAPT"), dry_run=True, say=said.append)
+    assert (result.rows, result.file) == ([], None)
+    assert state() == before
+    (trained,) = [line.split() for line in said if "adapt" in line and "DAPT+TAPT" in line]
+    assert trained[4:7] == ["to", "do", "2"]
+    assert said[-1].startswith("15 of 15 steps to do, about ")
+
+
+def test_predicted_steps_and_tokens_are_those_of_the_run(make: Make) -> None:
+    said: list[str] = []
+    recipe = make("TAPT")
+    by_epochs = {"epochs": 2, "batch_size": 8, "max_tokens": 32}
+    (row,) = run(replace(recipe, tables={**recipe.tables, "adapt": by_epochs}), say=said.append).rows
+    (line,) = [line for line in said if line.startswith("adapt")]
+    updates, tokens = line.partition("to do")[2].replace(",", "").split()[:2]
+    assert int(updates) == row.masked_lm_steps > 2
+    assert int(tokens) == pytest.approx(row.tokens_seen, rel=0.02)
+
+
+@pytest.mark.slow
+def test_domains_are_shared_by_tasks_and_guarded_against_all(make: Make, world: dict[str, Any], ran: list[str]) -> None:
+    result = run(make("DAPT", task=[world["task"], world["transfer"]]))
+    assert [(row.task, row.phase) for row in result.rows] == [("libraries", "DAPT"), ("sentences", "DAPT")]
+    assert [title for title in ran if not title.startswith("finetune")] == [
+        "select DAPT for libraries, sentences: docs", "adapt DAPT on docs"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sets_of_the_users_own_need_no_store(make: Make, world: dict[str, Any]) -> None:
+    recipe = replace(make("Curated-TAPT", "not-DAPT", unrelated=world["curated"]), store=None)
+    rows = run(recipe).rows
+    assert rows[0].passages == rows[1].passages
+    assert 40 < rows[0].passages <= 50  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_a_model_without_a_head_has_no_loss_before(make: Make, tiny_model: Callable[[str], str]) -> None:
+    rows = run(make("none", "TAPT", model=tiny_model("bert-encoder"))).rows
+    assert rows[0].loss_after is None
+    assert rows[1].loss_before is None
+    assert rows[1].loss_after is not None
+
+
+@pytest.mark.parametrize(
+    ("phase", "keys", "sentence"),
+    [
+        ("DAPT", {"store": None}, "phase DAPT needs a store"),
+        ("kNN-TAPT", {"store": None}, "kNN-TAPT selects from a store"),
+        ("DAPT", {"domain": None}, "needs domain: name a corpus of .* (it has docs, other)"),
+        ("DAPT", {"domain": "biomed"}, "has no corpus 'biomed' (it has docs, other)"),
+        ("not-DAPT", {"unrelated": None}, "needs unrelated"),
+        ("Curated-TAPT", {"curated": None}, "needs curated: name the file of your passages"),
+        ("Curated-TAPT", {"curated": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ("Transfer-TAPT", {"transfer": None}, "needs transfer"),
+        ("Transfer-TAPT", {"transfer": "nowhere"}, "nowhere does not exist"),
+        ("TAPT", {"task": "nowhere"}, "task nowhere does not exist"),
+        ("TAPT", {"store": "nowhere"}, "nowhere is not a store"),
+        ("RAND-TAPT", {"docs": 10**6}, "more than the 230 passages"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(make: Make, phase: str, keys: dict[str, Any], sentence: str) -> None:
+    pattern = sentence.replace("(", r"\(").replace(")", r"\)")
+    recipe = make(phase, **keys)
+    with pytest.raises(NearkinError, match=pattern):
+        run(recipe)
+    assert not recipe.out.exists()
+
+
+def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
+    from filelock import FileLock
+
+    recipe = make("none")
+    recipe.out.mkdir()
+    with FileLock(str(recipe.out / ".lock")), pytest.raises(NearkinError, match="another run is at work in"):
+        run(recipe)
+
+
+def test_results_of_something_else_are_not_overwritten(make: Make) -> None:
+    recipe = make("none")
+    recipe.out.mkdir()
+    (recipe.out / "results.json").write_text('{"metric": "macro-F1"}')
+    with pytest.raises(NearkinError, match="is not a result of `nearkin run`"):
+        run(recipe)
+
+
+def test_the_command(world: dict[str, Any], tmp_path: Path, cli: Cli) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+        model = "{world["model"]}"
+        task = "{world["task"]}"
+        out = "out"
+        phases = ["none", "TAPT"]
+        [adapt]
+        max_steps = 2
+        batch_size = 8
+        [finetune]
+        epochs = 1
+        """
+    )
+    code, out, err = cli("run", recipe, "--seeds", 1, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.endswith("dry run: nothing was done\n")
+    code, out, err = cli("run", recipe, "--seeds", 1)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[-4].split()[:2] == ["phase", "passages"]
+    assert lines[-2].startswith("TAPT ")
+    assert lines[-1].startswith(f"written to {tmp_path / 'out' / 'results.json'} after ")
+    code, out, err = cli("run", recipe, "--phases", "TATP")
+    assert (code, out) == (1, "")
+    assert "did you mean TAPT?" in err
