@@ -6,6 +6,7 @@ Steps are run in the order of the recipe's phases, selection first, and each onl
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -191,8 +192,6 @@ def _locked(file: Path, busy: str) -> Iterator[None]:
 
 def _check_out(out: Path) -> None:
     """Refuses a folder of something else, which ``results.json`` would overwrite."""
-    import json
-
     file = out / RESULT_FILE
     if out.exists() and not out.is_dir():
         raise NearkinError(f"{out} is a file: name a folder with --out")

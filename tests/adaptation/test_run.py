@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,6 +143,31 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     ran.clear()
     assert figures(run(recipe)) == figures(whole)
     assert ran == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+        model = "{world["model"]}"
+        task = "{world["task"]}"
+        out = "killed"
+        phases = ["TAPT"]
+        seeds = 1
+        adapt = {{ max_steps = 150, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005 }}
+        finetune = {{ epochs = 1, max_tokens = 32 }}
+        """
+    )
+    steps = tmp_path / "killed" / "steps"
+    with subprocess.Popen([sys.executable, "-m", "nearkin", "run", str(recipe)], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(steps.glob("adapt-*.work/checkpoint-*/trainer_state.json")):
+            time.sleep(0.05)
+        process.kill()
+    assert not any(steps.glob("adapt-*/adaptation.json"))
+    resumed = run(read_recipe(recipe))
+    whole = run(read_recipe(recipe, {"out": str(tmp_path / "whole")}))
+    assert figures(resumed) == figures(whole)
 
 
 @pytest.mark.slow
