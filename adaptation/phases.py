@@ -2,7 +2,7 @@
 
 A phase is parts joined by ``+``; each part goes on from the model of the part before it, and ``none`` has no part.
 Names are read in any case and printed in one way. The phases are those of "Don't Stop Pretraining" (Gururangan et al.
-2020, sections 3 to 5); any selector's set makes one more.
+2020, sections 3 to 5); any selector's set makes one more, and TLM learns the task along with the masked LM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAPT = "-TAPT"
 KNN = re.compile(r"(k|\d+)NN-TAPT", re.IGNORECASE)
 USUAL = (
     NONE, "TAPT", "DAPT", "DAPT+TAPT", "kNN-TAPT", "50NN-TAPT", "RAND-TAPT", "Curated-TAPT", "DAPT+Curated-TAPT",
-    "Transfer-TAPT", "not-DAPT",
+    "Transfer-TAPT", "not-DAPT", "TLM",
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Part:
         schedule: whose settings it takes: TAPT's (``adapt``) or DAPT's (``dapt``).
         method: the selector, where passages are selected.
         k: neighbours a task example, where the name says so.
+        joint: learn the task's labels along with the masked LM (TLM, Yao et al., 2022).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Part:
     schedule: Schedule = "adapt"
     method: str | None = None
     k: int | None = None
+    joint: bool = False
 
     @property
     def has_task_text(self) -> bool:
@@ -72,6 +74,7 @@ FIXED = {
         Part("RAND-TAPT", "selected", method="random"),
         Part("Curated-TAPT", "curated"),
         Part("Transfer-TAPT", "transfer"),
+        Part("TLM", "selected", method="bm25", joint=True),
     )
 }
 ALIASES = {"curated": "curated-tapt", "transfer": "transfer-tapt", "random-tapt": "rand-tapt"}

@@ -121,12 +121,13 @@ class _Planner:
         read = () if of_domain else ("train", "dev", "test") if part.has_task_text else ("dev",)
         return AdaptStep(
             f"{title} on {self._corpus_title(part, task) if of_domain else task.task.name}",
-            _fingerprint_of(task.task, read),
+            task.identity() if part.joint else _fingerprint_of(task.task, read),
             model,
             task.task.path if part.has_task_text else None,
             (chosen,) if chosen else (),
             held_out,
             settings,
+            part.joint,
         )
 
     def _loss(self, name: str, task: LabelledTask, model: Model) -> LossStep:

@@ -146,6 +146,7 @@ class AdaptStep(Step):
         task: whose training text it reads; None for none.
         sets: what it reads besides.
         held_out: file of texts to measure on; None for a share of what it reads.
+        joint: learn the labels of `task` along.
     """
 
     before: Model
@@ -153,13 +154,15 @@ class AdaptStep(Step):
     sets: tuple[SelectStep, ...]
     held_out: Path | None
     settings: AdaptSettings
+    joint: bool = False
     kind: ClassVar[str] = "adapt"
     result: ClassVar[str] = mlm.RESULT_FILE
 
     def shape(self) -> dict[str, Any]:
         settings = {**asdict(self.settings), "checkpoint_minutes": None}
         sets = [chosen.key for chosen in self.sets]
-        return {"before": self.before.key, "task": self.task is not None, "sets": sets, "settings": settings}
+        joint = {"joint": True} if self.joint else {}
+        return {"before": self.before.key, "task": self.task is not None, "sets": sets, "settings": settings, **joint}
 
     def location(self, cache: Path) -> str:
         return str(self.folder(cache))
@@ -168,7 +171,7 @@ class AdaptStep(Step):
         texts = [*([self.task] if self.task else []), *(chosen.folder(cache) for chosen in self.sets)]
         mlm.adapt(
             self.before.location(cache), texts, self.folder(cache), settings=self.settings, held_out=self.held_out,
-            overwrite=True, say=say,
+            joint=self.task if self.joint else None, overwrite=True, say=say,
         )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def test_parts_say_what_is_trained_on_and_how() -> None:
     assert (first.has_task_text, second.has_task_text) == (False, True)
     assert parse_phase("tsds:alpha=0.8-TAPT").parts[0].method == "tsds:alpha=0.8"
     assert len(parse_phase("domain:source=a+b-TAPT+TAPT").parts) == 2
+    assert parse_phase("tlm").parts == (Part("TLM", "selected", method="bm25", joint=True),)
 
 
 @pytest.mark.parametrize(

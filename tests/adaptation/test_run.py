@@ -27,7 +27,7 @@ STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32}
 TUNING = {"epochs": 1, "max_tokens": 32, "learning_rate": 1e-3}
 EVERY = [
     "none", "TAPT", "DAPT", "DAPT+TAPT", "kNN-TAPT", "3NN-TAPT", "RAND-TAPT", "Curated-TAPT", "DAPT+Curated",
-    "Transfer-TAPT", "not-DAPT", "dsir-TAPT", "mix:knn=0.8,random=0.2-TAPT",
+    "Transfer-TAPT", "not-DAPT", "TLM", "dsir-TAPT", "mix:knn=0.8,random=0.2-TAPT",
 ]  # fmt: skip
 
 

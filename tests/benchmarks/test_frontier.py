@@ -1,0 +1,92 @@
+"""A grid of one small task on a tiny model: every cell once, none twice, and what it says about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adaptation.phases import parse_phase
+from adaptation.recipe import Recipe, read_recipe
+from benchmarks import frontier as grids
+from benchmarks.frontier import frontier, phase_names, scores, summary
+from benchmarks.frontier_plot import pareto, plot_frontier, points
+from benchmarks.results import Row, read_rows
+
+STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32}
+
+
+@pytest.fixture(scope="module")
+def recipe(built: Path, task_folder: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("grid")
+    options = {
+        "tasks": [str(task_folder)], "store": str(built), "model": str(tiny_encoder), "preset": "quick",
+        "tokens": 400, "phases": phase_names(["knn"]), "out": str(folder),
+    }  # fmt: skip
+    tables = {"adapt": STEPS, "dapt": STEPS, "finetune": {"epochs": 1, "max_tokens": 32}}
+    return replace(read_recipe(None, options), tables=tables)
+
+
+@pytest.fixture(scope="module")
+def grid(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    out = tmp_path_factory.mktemp("results") / "frontier.parquet"
+    return out, frontier(recipe, seeds=2, out=out, command="nearkin bench frontier")
+
+
+def test_phases_begin_with_the_baselines() -> None:
+    assert phase_names(["knn", "TAPT", "tsds:alpha=0.8", "5NN-TAPT", "dapt"]) == [
+        "none", "TAPT", "RAND-TAPT", "knn-TAPT", "tsds:alpha=0.8-TAPT", "5NN-TAPT", "DAPT",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_cell_is_there_once_seeds_outermost(grid: tuple[Path, list[Row]]) -> None:
+    out, rows = grid
+    phases = ["none", "TAPT", "RAND-TAPT", "knn-TAPT"]
+    assert [(row["phase"], row["seed"]) for row in rows] == [(p, s) for s in (0, 1) for p in phases]
+    assert len({row["key"] for row in rows}) == 8
+    by_phase = {row["phase"]: row for row in rows}
+    assert by_phase["none"]["tokens"] == by_phase["none"]["first_s"] == 0
+    assert by_phase["none"]["loss"] is None  # the base has no head
+    assert by_phase["knn-TAPT"]["embed_s"] > 0 == by_phase["RAND-TAPT"]["embed_s"]
+    assert 0 < by_phase["knn-TAPT"]["set_tokens"] <= 400
+    assert by_phase["knn-TAPT"]["steps"] == by_phase["TAPT"]["steps"] == 2
+    assert all(row["command"] == "nearkin bench frontier" and row["dev"] >= 0 for row in rows)
+    assert read_rows(out) == rows
+
+
+@pytest.mark.slow
+def test_cells_in_the_file_are_not_run_again_though_all_else_is_gone(
+    recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rows = grid
+    ran: list[tuple[str, int]] = []
+    cell = grids._Grid._cell
+    monkeypatch.setattr(
+        grids._Grid, "_cell", lambda self, arm, seed: ran.append((arm.phase.name, seed)) or cell(self, arm, seed)
+    )
+    assert frontier(recipe, seeds=2, out=out, cache=tmp_path / "none") == rows
+    assert ran == []
+    few = replace(recipe, phases=(parse_phase("none"),))
+    more = frontier(few, seeds=3, out=out, cache=tmp_path / "none")
+    assert ran == [("none", 2)]
+    assert more[:2] == [row for row in rows if row["phase"] == "none"]
+    assert len(read_rows(out)) == 9
+
+
+@pytest.mark.slow
+def test_sums_gains_and_the_front(grid: tuple[Path, list[Row]], tmp_path: Path) -> None:
+    _, rows = grid
+    found = {row["phase"]: row for row in summary(rows)}
+    tests = scores(rows, "knn-TAPT")
+    (task,) = tests
+    mean = sum(tests[task].values()) / 2
+    assert found["knn-TAPT"]["f1"] == pytest.approx(mean)
+    assert found["knn-TAPT"]["over_none"] == pytest.approx(mean - found["none"]["f1"])
+    assert found["none"]["over_none"] is found["RAND-TAPT"]["over_random"] is None
+    front = pareto(points(rows), "selection")
+    assert [p.f1 for p in front] == sorted({p.f1 for p in front})
+    assert max(p.f1 for p in points(rows)) == front[-1].f1
+    plot_frontier(rows, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
