@@ -29,7 +29,7 @@ def nearest_centroids(vectors: npt.NDArray[np.floating], centroids: Vectors, cou
     with torch.inference_mode():
         right = torch.from_numpy(np.ascontiguousarray(centroids)).to(kind).T
         for start in range(0, len(vectors), ROWS):
-            scores = torch.from_numpy(np.ascontiguousarray(vectors[start : start + ROWS])).to(kind) @ right
+            scores = torch.from_numpy(np.require(vectors[start : start + ROWS], requirements="CW")).to(kind) @ right
             # max, since argmax is slow in bfloat16
             best = scores.max(dim=1, keepdim=True).indices if count == 1 else scores.topk(count, dim=1).indices
             out[start : start + ROWS] = best.numpy()
