@@ -1,4 +1,4 @@
-"""The benchmark floor's commands: demo, bench."""
+"""The benchmark floor's commands: demo, bench, report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     demo.add_argument("--out", metavar="DIR", default="nearkin-demo", help="where it works (default: nearkin-demo)")
     demo.add_argument("--seed", type=int, default=0)
+    _register_report(commands)
     bench = add_command(commands, "bench", None, "the measurements, peers in the same run")
     benches = bench.add_subparsers(metavar="BENCHMARK", required=True)
     _register_throughput(benches)
@@ -222,6 +223,27 @@ def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
+def _register_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        run_report,
+        "the results of bench frontier as a page: plots, tables beside the paper's, examples, the command",
+        """
+        nearkin report frontier.parquet
+        nearkin report frontier.parquet --html report.html --sets frontier/steps --plots plots
+        """,
+    )
+    parser.add_argument("results", metavar="RESULTS", help="what bench frontier --out wrote")
+    parser.add_argument("--html", metavar="FILE", help="the page (default: beside RESULTS, ending in .html)")
+    parser.add_argument("--sets", metavar="DIR", help="the grid's sets, WORK/steps, to show passages of")
+    parser.add_argument("--plots", metavar="DIR", help="write the plots there as .png and .svg too")
+    parser.add_argument("--examples", type=int, default=3, metavar="N", help="training texts a task (default: 3)")
+    parser.add_argument(
+        "--grid", type=positive, metavar="N", help="which grid, where there are several (default: newest)"
+    )
+
+
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=3, help="timed rounds (default: 3)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
@@ -234,6 +256,21 @@ def run_demo(args: argparse.Namespace) -> int:
     arms = demo(args.out, seed=args.seed, overwrite=True, say=lambda line: print(line, flush=True))
     print("\n" + "\n".join(table(arms)))
     print(took(time.perf_counter() - start))
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    from benchmarks.report import report
+
+    report(
+        args.results,
+        args.html,
+        sets=args.sets,
+        plots=args.plots,
+        examples=args.examples,
+        grid=args.grid,
+        say=lambda line: print(line, flush=True),
+    )
     return 0
 
 

@@ -15,6 +15,7 @@ AXES = (
     ("selection", "seconds of selection, index there", True),
     ("selection_cold", "seconds of selection, corpus not yet embedded", True),
     ("compute", "seconds of selection and masked-LM training", True),
+    ("tokens", "tokens of masked-LM training", True),
     ("loss", "masked-LM loss on dev texts, nats", False),
 )
 
@@ -44,6 +45,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
             "selection": row["first_s"],
             "selection_cold": row["first_s"] + row["embed_s"],
             "compute": row["first_s"] + row["pretrain_s"],
+            "tokens": row["tokens"],
             "loss": row["loss"],
         }
         known = {axis: value for axis, value in cost.items() if value is not None}
@@ -73,9 +75,9 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     from selection.plotting import save
 
     found = points(rows)
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(11, 12), layout="constrained")
     for number, (axis, title, logarithmic) in enumerate(AXES):
-        axes = figure.add_subplot(2, 2, number + 1)
+        axes = figure.add_subplot(3, 2, number + 1)
         drawn = [p for p in found if axis in p.cost]
         front = {p.phase for p in pareto(found, axis)} if logarithmic else set()
         for place, point in enumerate(sorted(drawn, key=lambda p: p.f1)):

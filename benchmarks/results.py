@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selection.errors import InputError
 from selection.files import atomic_write
 from selection.versions import versions
 
@@ -68,6 +69,36 @@ def read_rows(out: Path | None) -> list[Row]:
         return []
     rows: list[Row] = pq.read_table(out).to_pylist()
     return [{name: value for name, value in row.items() if name not in ADDED} for row in rows]
+
+
+def read_whole(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
+    """Every row of a results file with what `write_rows` added: time, machine and versions.
+
+    Args:
+        schema: columns that must be there, with their types; those not nullable hold no nulls. Others are kept.
+        made_by: the command that writes such files, for the message.
+
+    Raises:
+        InputError: no such file, no results file, or one without rows.
+    """
+    if not path.is_file():
+        raise InputError(f"results file {path} does not exist: name what `{made_by}` wrote with --out")
+    other = f"{path} is not a results file of `{made_by}`"
+    try:
+        table = pq.read_table(path)
+        for field in (*schema, *(pa.field(name, pa.string()) for name in ADDED)):
+            if field.name not in table.schema.names:
+                raise InputError(f"{other}: it has no column {field.name}")
+            column = table[field.name].cast(field.type)
+            if not field.nullable and column.null_count:
+                raise InputError(f"{other}: its column {field.name} has gaps")
+            table = table.set_column(table.schema.get_field_index(field.name), field, column)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{other}, or it is damaged: name what that wrote with --out") from error
+    if table.num_rows == 0:
+        raise InputError(f"{path} holds no rows: run `{made_by}` first")
+    rows: list[Row] = table.to_pylist()
+    return rows
 
 
 def format_rows(rows: Sequence[Row]) -> list[str]:

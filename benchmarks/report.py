@@ -1,0 +1,279 @@
+"""The report: what a grid of `nearkin bench frontier` found, for a person; the function behind `report`.
+
+A results file may hold several grids: of different models, presets, finetuning settings or budgets. One is shown, the
+newest unless another is asked for. Where a cell was run twice, with other settings of masked-LM training, the newer row
+counts. Means and plots are over the phases that have every task, since means over different tasks do not compare.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from adaptation.phases import parse_phase
+from benchmarks.frontier import scores
+from benchmarks.frontier_plot import Point, pareto, plot_frontier, points
+from benchmarks.report_examples import TaskExamples, examples_of
+from benchmarks.results import Row, read_whole
+from benchmarks.significance import Gain, gain
+from selection.errors import InputError, NearkinError
+from selection.files import join
+from selection.pages import write_page
+from selection.plotting import require_plots
+
+logger = logging.getLogger(__name__)
+
+MADE_BY = "nearkin bench frontier"
+NOISE = 0.05
+OVER = ("none", "RAND-TAPT")
+COLUMNS = pa.schema(
+    [pa.field(name, pa.string(), False) for name in ("key", "task", "phase", "metric", "sets", "model")]
+    + [pa.field(name, pa.string(), False) for name in ("preset", "settings", "commit", "ran_on", "command")]
+    + [pa.field(name, pa.int64(), False) for name in ("seed", "passages", "set_tokens", "steps", "tokens")]
+    + [pa.field(name, pa.float64(), False) for name in ("dev", "test", "embed_s", "first_s", "again_s")]
+    + [pa.field(name, pa.float64(), False) for name in ("pretrain_s", "finetune_s")]
+    + [pa.field("loss", pa.float64()), pa.field("budget", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells that were run alike, and what is to be said of them.
+
+    Attributes:
+        model, preset: that all have; budget: tokens of each set, None where the file names none.
+        rows: one a cell, with the columns of `benchmarks.frontier.frontier`, and time, machine and versions.
+        superseded: how many further rows there are of the same cells.
+    """
+
+    model: str
+    preset: str
+    budget: int | None
+    rows: list[Row]
+    superseded: int = 0
+
+    @property
+    def name(self) -> str:
+        sets = f", sets of {self.budget:,} tokens" if self.budget is not None else ""
+        return f"{Path(self.model).name}, preset {self.preset}{sets}"
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return self.different("task")
+
+    @cached_property
+    def phases(self) -> list[str]:
+        return self.different("phase")
+
+    def different(self, column: str) -> list[Any]:
+        """Each value of a column once, in the order of the rows."""
+        return list(dict.fromkeys(row[column] for row in self.rows))
+
+    @cached_property
+    def lacking(self) -> dict[str, list[str]]:
+        """Phases that were not run for every task, and the tasks that they lack."""
+        there = {(row["phase"], row["task"]) for row in self.rows}
+        lacks = {phase: [task for task in self.tasks if (phase, task) not in there] for phase in self.phases}
+        return {phase: tasks for phase, tasks in lacks.items() if tasks}
+
+    @cached_property
+    def compared(self) -> list[Row]:
+        """The rows of phases that have every task."""
+        return [row for row in self.rows if row["phase"] not in self.lacking]
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """One a phase that has every task: what it costs and its mean F1."""
+        return points(self.compared) if self.compared else []
+
+    def gain(self, phase: str, over: str) -> Gain | None:
+        """Of a phase over another, where both have seeds in common; None over itself."""
+        return None if phase == over else gain(scores(self.rows, phase), scores(self.rows, over))
+
+    @cached_property
+    def gains(self) -> dict[str, dict[str, Gain | None]]:
+        """By phase, then by each of `OVER`."""
+        return {phase: {over: self.gain(phase, over) for over in OVER} for phase in self.phases}
+
+    @cached_property
+    def finding(self) -> str:
+        """The phases that none cheaper is as good as, and what each gained over none, in a sentence."""
+        front = pareto(self.points, "compute")
+        if not front:
+            return "No phase has been run for every task yet, so none can be compared with another."
+        said = [f"{point.phase} ({point.f1:.1f}{self._gained(point.phase)})" for point in front]
+        first = f"On the front of compute against F1, where nothing cheaper is as good: {join(said)}."
+        pairs = max((g.pairs for by in self.gains.values() if (g := by["none"]) is not None), default=0)
+        if pairs > 0 and 2 ** (1 - pairs) > NOISE:
+            first += (
+                f" With {pairs} pairs of runs p cannot fall below {2.0 ** (1 - pairs):.2g}: run more seeds or tasks."
+            )
+        return first
+
+    def _gained(self, phase: str) -> str:
+        found = self.gains[phase]["none"]
+        if found is None:
+            return ""
+        noise = ", within noise" if found.p >= NOISE else ""
+        return f", {found.mean:+.1f} over none, {p_of(found.p)}{noise}"
+
+
+def p_of(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        results: the file; grids: all of the grids in it, oldest first; number: which is shown, from 1.
+        examples: of each task; empty where `no_examples` says why.
+    """
+
+    results: Path
+    grids: list[Grid]
+    number: int
+    examples: list[TaskExamples]
+    no_examples: str
+
+    @property
+    def grid(self) -> Grid:
+        return self.grids[self.number - 1]
+
+    def html(self) -> str:
+        """All of it as a page that needs nothing else; see `selection.pages`."""
+        from benchmarks.report_page import html
+
+        return html(self)
+
+
+def report(
+    results: Path | str,
+    out: Path | str | None = None,
+    *,
+    sets: Path | str | None = None,
+    plots: Path | str | None = None,
+    examples: int = 3,
+    grid: int | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> Report:
+    """Makes the page of a results file.
+
+    Args:
+        results: Parquet file that `nearkin bench frontier` wrote.
+        out: the page; None: beside `results`, with the ending ``.html``.
+        sets: folder of the grid's sets (``steps`` in its ``--work``), for examples of passages.
+        plots: folder for the plots as ``.png`` and ``.svg``.
+        examples: training texts of each task to show passages for.
+        grid: which of the file's grids, from 1, oldest first; None for the newest.
+        say: told which grid is shown and what was written.
+
+    Raises:
+        InputError: no results there, no such grid, no folder of sets.
+        NearkinError: matplotlib is missing; a file cannot be written.
+    """
+    results = Path(results)
+    out = results.with_suffix(".html") if out is None else Path(out)
+    if examples < 0:
+        raise InputError("--examples must be 0 or more")
+    if sets is not None and not Path(sets).is_dir():
+        raise InputError(f"there is no folder {sets}: name the folder of the grid's sets, WORK/steps, as --sets")
+    if plots is not None:
+        require_plots("--plots")
+    grids = grids_of(read_whole(results, COLUMNS, MADE_BY))
+    number = len(grids) if grid is None else grid
+    if not 1 <= number <= len(grids):
+        raise InputError(f"{results} has no grid {number}: it has {len(grids)}, numbered from 1")
+    shown = grids[number - 1]
+    if len(grids) > 1:
+        say(f"{results} holds {len(grids)} grids; shown is number {number}, {shown.name}; --grid N shows another")
+    found, why = examples_of(shown.rows, None if sets is None else Path(sets), examples)
+    made = Report(results, grids, number, found, why)
+    write_page(made.html(), out)
+    say(f"wrote {out}")
+    if plots is not None:
+        if not shown.compared:
+            raise NearkinError(f"{results}: no phase has been run for every task yet, so there is nothing to plot")
+        Path(plots).mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "svg"):
+            plot_frontier(shown.compared, Path(plots) / f"{results.stem}.{ending}")
+            say(f"wrote {Path(plots) / f'{results.stem}.{ending}'}")
+    return made
+
+
+def grids_of(rows: Sequence[Row]) -> list[Grid]:
+    """The grids of a results file, oldest first; a grid is as old as its last row.
+
+    A cell that is in the file is never run again, so a later grid has what it shares with an earlier one in that one's
+    rows: ``none`` of the same model and finetuning, and with the same preset all phases that select nothing by budget.
+
+    Args:
+        rows: in the order in which they were written.
+    """
+    own: dict[tuple[Any, ...], list[int]] = {}
+    tuned = _finetuning(rows)
+    for number, row in enumerate(rows):
+        own.setdefault((row["model"], tuned[number], row["preset"], row["budget"]), []).append(number)
+    grids = []
+    for key, numbers in sorted(own.items(), key=lambda item: item[1][-1]):
+        model, tuning, preset, budget = key
+        shared = [
+            number for number, row in enumerate(rows)
+            if number not in numbers and (row["model"], tuned[number]) == (model, tuning)
+            and (row["phase"] == "none" or (row["preset"] == preset and not _by_budget(row["phase"])))
+        ]  # fmt: skip
+        cells = {_cell(rows[number]): number for number in (*shared, *numbers)}
+        kept = [rows[number] for number in sorted(cells.values())]
+        grids.append(Grid(model, preset, budget, kept, len(numbers) - len(set(numbers) & set(cells.values()))))
+    return _without_shared_only(grids)
+
+
+def _without_shared_only(grids: list[Grid]) -> list[Grid]:
+    """Grids that say something the others do not: those whose every cell another has as well are left out."""
+    keys = [{row["key"] for row in grid.rows} for grid in grids]
+    return [
+        grid for at, grid in enumerate(grids)
+        if not any(keys[at] < other or (keys[at] == other and at < n) for n, other in enumerate(keys) if n != at)
+    ]  # fmt: skip
+
+
+def _cell(row: Row) -> tuple[str, str, int]:
+    return row["task"], row["phase"], row["seed"]
+
+
+def _finetuning(rows: Sequence[Row]) -> list[str]:
+    """For each row, the finetuning settings of its grid's ``none``; a phase may have settings of its own."""
+    own = [json.dumps(settings_of(row).get("finetune"), sort_keys=True) for row in rows]
+    usual = {(row["model"], settings) for row, settings in zip(rows, own, strict=True) if row["phase"] == "none"}
+    last: dict[str, str] = {}
+    found = []
+    for row, settings in zip(rows, own, strict=True):
+        if row["phase"] == "none":
+            last[row["model"]] = settings
+        found.append(settings if (row["model"], settings) in usual else last.get(row["model"], settings))
+    return found
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """``finetune``, and ``adapt``: a list, one a part of the phase; empty where they cannot be read."""
+    try:
+        settings = json.loads(row["settings"])
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _by_budget(phase: str) -> bool:
+    """Whether a phase selects passages, so that the grid's budget shapes it."""
+    try:
+        return any(part.text == "selected" for part in parse_phase(phase).parts)
+    except NearkinError:  # of a package that is not installed here
+        return True
