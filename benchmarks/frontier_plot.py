@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.frontier import summary
 from benchmarks.results import Row
+from selection.files import human_seconds
+from selection.pages import cut
+from selection.scatter import LONGEST, Dot, place_names, x_axis
+
+FONT = 8
 
 AXES = (
     ("selection", "seconds of selection, index there", True),
@@ -76,28 +82,66 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
 
     found = points(rows)
     figure = Figure(figsize=(11, 12), layout="constrained")
+    panels = []
     for number, (axis, title, logarithmic) in enumerate(AXES):
-        axes = figure.add_subplot(3, 2, number + 1)
         drawn = [p for p in found if axis in p.cost]
-        front = {p.phase for p in pareto(found, axis)} if logarithmic else set()
-        for place, point in enumerate(sorted(drawn, key=lambda p: p.f1)):
-            x, best = point.cost[axis], point.phase in front
-            axes.plot(x, point.f1, "o", color="tab:blue" if best or not logarithmic else "tab:gray")
-            side = 1 if place % 2 else -1
-            axes.annotate(
-                point.phase, (x, point.f1), xytext=(4 * side, 4), textcoords="offset points", fontsize=8,
-                ha="left" if side > 0 else "right", color="black" if best or not logarithmic else "dimgray",
-            )  # fmt: skip
-        line = pareto(found, axis) if logarithmic else []
-        axes.plot([p.cost[axis] for p in line], [p.f1 for p in line], color="tab:blue", alpha=0.35, zorder=0)
-        if logarithmic:
-            axes.set_xscale("symlog", linthresh=1)
-            axes.xaxis.set_major_formatter("{x:g}")
-        axes.margins(x=0.15)
-        axes.set_xlabel(title)
-        axes.set_ylabel("test F1, mean over tasks and seeds")
-        axes.grid(alpha=0.3)
+        if drawn:
+            axes = figure.add_subplot(3, 2, number + 1)
+            axes.set_xlabel(title)
+            panels.append((axes, dots_of(drawn, axis, logarithmic), _draw(axes, drawn, axis, logarithmic)))
     spread = [p.sd for p in found if p.sd is not None]
     if spread:
         figure.suptitle(f"blue: none cheaper is as good; standard deviation of a seed about {np.mean(spread):.1f}")
+    figure.draw_without_rendering()  # names go where there is room, which the layout decides
+    figure.set_layout_engine("none")
+    for axes, dots, places in panels:
+        _name(axes, dots, places)
     save(figure, path)
+
+
+def dots_of(found: Sequence[Point], axis: str, logarithmic: bool) -> list[Dot]:
+    """Points for a chart, without ``-TAPT`` in their names; on a cost's axis the front stands out, else all do."""
+    front = {p.phase for p in (pareto(found, axis) if logarithmic else found)}
+    return [Dot(_short(p.phase), p.cost[axis], p.f1, _words(p, axis), p.phase in front) for p in found]
+
+
+def _short(phase: str) -> str:
+    return phase if phase == "TAPT" or "+" in phase else phase.removesuffix("-TAPT")
+
+
+def _words(point: Point, axis: str) -> str:
+    value = point.cost[axis]
+    cost = {"loss": f"{value:.3f} nats", "tokens": f"{value:,.0f} tokens"}.get(axis) or human_seconds(value)
+    return f"F1 {point.f1:.1f}" + (f" ({point.sd:.1f})" if point.sd is not None else "") + f", {cost}"
+
+
+def _draw(axes: Any, found: Sequence[Point], axis: str, logarithmic: bool) -> list[tuple[float, float]]:
+    """Draws a panel's points and front; where each point lies, x from 0 to 1."""
+    x_of, ticks = x_axis([p.cost[axis] for p in found], logarithmic, 0.0, 1.0)
+    line = pareto(found, axis) if logarithmic else []
+    axes.plot([x_of(p.cost[axis]) for p in line], [p.f1 for p in line], color="tab:blue", alpha=0.35, zorder=0)
+    places = [(x_of(p.cost[axis]), p.f1) for p in found]
+    for dot, place in zip(dots_of(found, axis, logarithmic), places, strict=True):
+        axes.plot(*place, "o", color="tab:blue" if dot.best else "tab:gray")
+    axes.set_xlim(-0.04, 1.04)
+    axes.margins(y=0.1)
+    axes.set_xticks([x_of(value) for value, _ in ticks], [name for _, name in ticks])
+    axes.set_ylabel("test F1, mean over tasks and seeds")
+    axes.grid(alpha=0.3)
+    return places
+
+
+def _name(axes: Any, dots: Sequence[Dot], places: Sequence[tuple[float, float]]) -> None:
+    point = axes.figure.dpi / 72
+    x, y = axes.transData.transform(places).T / point
+    frame = axes.bbox.extents / point
+    within = float(frame[0]), -float(frame[3]), float(frame[2]), -float(frame[1])
+    names = place_names(dots, list(zip(x.tolist(), (-y).tolist(), strict=True)), within, FONT)
+    for dot, place, name, at, down in zip(dots, places, names, x, -y, strict=True):
+        anchor = name.anchor(at)
+        axes.annotate(
+            cut(dot.name, LONGEST), place, xytext=(name.at(anchor) - at, down - (name.box[1] + name.box[3]) / 2),
+            textcoords="offset points", fontsize=FONT, va="center", color="black" if dot.best else "dimgray",
+            ha={"start": "left", "middle": "center", "end": "right"}[anchor],
+            arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6} if name.far else None,
+        )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptation.cards import ARMS, cards, paper_rows
 from benchmarks.frontier import scores
-from benchmarks.frontier_plot import AXES, Point, pareto
+from benchmarks.frontier_plot import AXES, Point, dots_of
 from benchmarks.report import Grid, Report, p_of, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
 from benchmarks.results import Row
@@ -17,25 +17,26 @@ from benchmarks.significance import LEVEL, Gain
 from selection import pages
 from selection.files import human_seconds, join
 from selection.inspection import BRIEF, score_name
-from selection.pages import Cell, Dot
+from selection.pages import Cell
+from selection.scatter import scatter
 
 NONE = "–"
 BOLD = (
-    "Test F1 in per cent: mean (standard deviation over seeds). The highest mean is bold; it need not be higher by more "
-    "than noise."
+    "Test F1 in per cent: mean (standard deviation over seeds). The highest mean is bold; it need not be higher by "
+    "more than noise."
 )
 PAPER = (
-    " The paper's figures (Don't Stop Pretraining, ACL 2020) are of RoBERTa-base and its own corpora, ours start from {}: "
-    "compare gains rather than levels."
+    " The paper's figures (Don't Stop Pretraining, ACL 2020) are of RoBERTa-base and its own corpora, ours start "
+    "from {}: compare gains rather than levels."
 )
 PAIRED = (
-    f"Points of F1, paired by seed within a task, tasks weighing alike; below, a {LEVEL:.0%} bootstrap interval. p is of a "
-    "two-sided sign-flip test, not corrected for the number of phases."
+    f"Points of F1, paired by seed within a task, tasks weighing alike; below, a {LEVEL:.0%} bootstrap interval. "
+    "p is of a two-sided sign-flip test, not corrected for the number of phases."
 )
 COSTS = (
-    "Means over tasks. Embedding is that of the whole corpus, predicted from a trial, and done once for all tasks. Selection "
-    "is on a store that knows nothing of the task yet, again on one that does. Steps, tokens and training are the masked "
-    "LM's. Loss is in nats, on the task's dev texts."
+    "Means over tasks. Embedding is that of the whole corpus, predicted from a trial, and done once for all tasks. "
+    "Selection is on a store that knows nothing of the task yet, again on one that does. Steps, tokens and training "
+    "are the masked LM's. Loss is in nats, on the task's dev texts."
 )
 TITLES = {
     "selection": "Selection, the corpus embedded already",
@@ -54,7 +55,7 @@ def html(found: Report) -> str:
     title = f"What selection buys in F1: {grid.name}"
     parts = [
         '<header><p class="small">nearkin report</p><h1>What selection buys in F1</h1>'
-        f'<p class="lead">{pages.escape(grid.finding)}</p></header>',
+        f'<p class="lead">{pages.escape(_unbroken(grid.finding))}</p></header>',
         pages.tiles(_tiles(grid)),
         _notes(found),
         _section("Frontier", _plots(grid)),
@@ -71,6 +72,13 @@ def html(found: Report) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{pages.escape(title)}</h2>{body}</section>" if body else ""
+
+
+def _unbroken(text: str) -> str:
+    """``p = 0.03`` on one line."""
+    return text.replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(
+        "p < ", "p\N{NO-BREAK SPACE}<\N{NO-BREAK SPACE}"
+    )
 
 
 def _small(text: str) -> str:
@@ -127,25 +135,11 @@ def _plot(points: Sequence[Point], axis: str, across: str, logarithmic: bool) ->
     shown = [point for point in points if axis in point.cost]
     if not shown:
         return ""
-    best = {point.phase for point in pareto(shown, axis)} if logarithmic else {point.phase for point in shown}
-    dots = [Dot(_short(p.phase), p.cost[axis], p.f1, _words(p, axis), p.phase in best) for p in shown]
     title = f"F1 against {across}"
     missing = [point.phase for point in points if axis not in point.cost]
     note = f"Without a loss, since the model has no masked-LM head: {join(missing)}." if missing else ""
-    chart = pages.scatter(dots, title, across, "test F1", logarithmic, joined=logarithmic)
+    chart = scatter(dots_of(shown, axis, logarithmic), title, across, "test F1", logarithmic, joined=logarithmic)
     return pages.figure(TITLES[axis], chart, note)
-
-
-def _short(phase: str) -> str:
-    return phase if phase == "TAPT" or "+" in phase else phase.removesuffix("-TAPT")
-
-
-def _words(point: Point, axis: str) -> str:
-    value = point.cost[axis]
-    cost = (
-        f"{value:.3f} nats" if axis == "loss" else f"{value:,.0f} tokens" if axis == "tokens" else human_seconds(value)
-    )
-    return f"F1 {_figure(point.f1, point.sd)}, {cost}"
 
 
 def _figure(mean: float, sd: float | None) -> str:
@@ -173,7 +167,7 @@ def _scores(grid: Grid) -> str:
 def _column(
     phases: Sequence[str], values: dict[str, list[float]], paper: dict[str, str | None], most: int
 ) -> list[str | Cell]:
-    """Cells of a task, one a phase: mean and deviation of `values`; below it the paper's, and seeds where not `most`."""
+    """Cells of a task, one a phase: mean and deviation of `values`; below, the paper's, and seeds if not `most`."""
     top = max(map(np.mean, values.values()), default=0.0)
     cells: list[str | Cell] = []
     for phase in phases:

@@ -1,16 +1,16 @@
 """Report pages: one HTML file that needs nothing else, and small charts, as functions from values to strings.
 
 A page holds no script and asks for no font, picture or style from elsewhere (its own policy forbids it), follows the
-reader's light or dark setting, fits a phone, and can be printed. Charts are inline SVG with a title on every mark,
-drawn at the width of a phone, so that letters are never scaled below the text's; the terminal gets block characters.
-Whatever comes from a corpus passes `escape`. Cost: the page's own size.
+reader's light or dark setting, fits a phone, and can be printed. Charts (of points: `selection.scatter`) are inline SVG
+with a title on every mark, drawn at the width of a phone, so that letters are never scaled below the text's; the
+terminal gets block characters. Whatever comes from a corpus passes `escape`. Cost: the page's own size.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,6 @@ from selection.files import atomic_write
 
 WIDTH, HEIGHT = 360, 190
 LEFT, TOP, BOTTOM = 44, 8, 40
-TALL, UP, LETTER = 280, 20, 6.6  # of scatter charts: height, where marks begin, pixels a letter
 ROW = 40
 LABEL, TICKS, BINS = 38, 6, 20
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -66,7 +65,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th.text, td.text { text-align: left; }
 thead th { color: var(--muted); font-weight: 600; font-size: .85rem; }
-tbody th { font-weight: 600; white-space: normal; min-width: 7.5rem; position: sticky; left: 0;
+tbody th { font-weight: 600; white-space: normal; min-width: 8.5rem; position: sticky; left: 0;
   background: var(--card); }
 td span { display: block; color: var(--muted); font-size: .85em; }
 tbody tr { border-top: 1px solid var(--line); }
@@ -127,7 +126,7 @@ class Histogram:
         beyond = 0 if highest is None else int((shown > highest).sum())
         shown = shown if highest is None else shown[shown <= highest]
         low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, float(highest or 0))
-        edges = _round_edges(low, high, bins, whole)
+        edges = round_edges(low, high, bins, whole)
         counts = np.histogram(np.clip(shown, edges[0], edges[-1]), edges)[0].astype(np.int64)
         return cls(edges, counts, beyond, whole)
 
@@ -140,7 +139,8 @@ class Histogram:
         return [f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}" for low, high in pairs]
 
 
-def _round_edges(low: float, high: float, bins: int, whole: bool) -> npt.NDArray[np.float64]:
+def round_edges(low: float, high: float, bins: int, whole: bool) -> npt.NDArray[np.float64]:
+    """Edges of at most about `bins` equal bins from `low` to `high`, at round numbers; whole ones where asked for."""
     wanted = (high - low) / bins
     if wanted <= 1e-12 * max(abs(low), abs(high), 1e-30):  # all of one value
         wanted = 1.0 if whole else max(abs(low), 1e-6) / 10
@@ -197,7 +197,7 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
             f'<rect class="track" x="0" y="{top + 21}" width="{WIDTH}" height="9" rx="2"/>'
             f'<rect class="mark" x="0" y="{top + 21}" width="{length:.1f}" height="9" rx="2"/></g>'
         )
-    return _svg(max(len(rows), 1) * ROW - 6, title, "".join(marks))
+    return svg(max(len(rows), 1) * ROW - 6, title, "".join(marks))
 
 
 def histogram(shown: Histogram, title: str, unit: str) -> str:
@@ -211,7 +211,7 @@ def histogram(shown: Histogram, title: str, unit: str) -> str:
     width, height = WIDTH - LEFT - 6, HEIGHT - TOP - BOTTOM
     base, step = TOP + height, width / bins
     marks = []
-    ticks = _round_edges(0, most, 4, True)
+    ticks = round_edges(0, most, 4, True)
     for count in ticks[ticks <= most].tolist():
         y = base - height * count / most
         marks.append(
@@ -231,145 +231,11 @@ def histogram(shown: Histogram, title: str, unit: str) -> str:
         anchor = "end" if at == bins else "middle"
         marks.append(f'<text x="{x:.1f}" y="{base + 16}" text-anchor="{anchor}">{names[at]}</text>')
     marks.append(f'<text x="{LEFT + width / 2:.1f}" y="{HEIGHT - 5}" text-anchor="middle">{escape(unit)}</text>')
-    return _svg(HEIGHT, title, "".join(marks))
+    return svg(HEIGHT, title, "".join(marks))
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A point of a scatter chart.
-
-    Attributes:
-        name: written beside it; words: all of what it stands for.
-        best: whether it stands out.
-    """
-
-    name: str
-    x: float
-    y: float
-    words: str
-    best: bool = True
-
-
-def scatter(
-    dots: Sequence[Dot], title: str, across: str, up: str, logarithmic: bool = False, joined: bool = False
-) -> str:
-    """Points with their names as SVG.
-
-    Args:
-        dots: at least one.
-        title: what they show, for those who do not see them.
-        across, up: what the axes measure.
-        logarithmic: whether x is; points at 0 then have a place of their own, left of the scale.
-        joined: draw a line through the best.
-    """
-    base = TALL - BOTTOM
-    edges = _round_edges(min(dot.y for dot in dots), max(dot.y for dot in dots), 4, False)
-    x_of, ticks = _x_axis([dot.x for dot in dots], logarithmic, LEFT + 12, WIDTH - 14)
-    places = [(x_of(dot.x), _between(dot.y, edges[0], edges[-1], base - 8, UP + 8)) for dot in dots]
-    marks = [f'<text x="0" y="11">{escape(up)}</text>']
-    for edge, name in zip(edges, edge_names(edges), strict=True):
-        y = _between(float(edge), edges[0], edges[-1], base - 8, UP + 8)
-        marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-    for value, name in ticks:
-        x = x_of(value)
-        marks.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
-        marks.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{name}</text>')
-    marks.append(f'<text x="{(LEFT + WIDTH) / 2:.1f}" y="{TALL - 5}" text-anchor="middle">{escape(across)}</text>')
-    if joined:
-        front = sorted(place for dot, place in zip(dots, places, strict=True) if dot.best)
-        marks.append(f'<polyline class="front" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in front)}"/>')
-    marks += _named_dots(dots, places)
-    return _svg(TALL, title, "".join(marks))
-
-
-def _between(value: float, low: float, high: float, start: float, end: float) -> float:
-    return start + (end - start) * (value - low) / (high - low)
-
-
-def _x_axis(
-    values: Sequence[float], logarithmic: bool, start: float, end: float
-) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
-    """Where a value lies from `start` to `end`, and the ticks: value and name."""
-    if not logarithmic or max(values) <= 0:
-        edges = _round_edges(min(values), max(values), 4, False)
-        ticks = list(zip(edges.tolist(), edge_names(edges), strict=True))
-        return lambda value: _between(value, edges[0], edges[-1], start, end), ticks
-    zero, above = min(values) <= 0, [value for value in values if value > 0]
-    first = start + 34 * zero
-    low, high = np.log10(min(above)), np.log10(max(above))
-    pad = max(0.06 * (high - low), 0.02)
-    low, high = low - pad, high + pad
-    decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
-    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-        found = np.multiply.outer(decades, steps).ravel()
-        found = found[(np.log10(found) >= low) & (np.log10(found) <= high)]
-        if len(found) >= 3:
-            break
-    else:
-        edges = _round_edges(10**low, 10**high, 3, False)
-        found = edges[(edges >= 10**low) & (edges <= 10**high)]
-    found = found[:: -(-len(found) // 5)] if len(found) else np.array([above[0]])
-    named = [(0.0, "0")] * zero + [(value, _compact(value)) for value in found.tolist()]
-    return lambda value: start if value <= 0 else _between(float(np.log10(value)), low, high, first, end), named
-
-
-def _compact(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def _named_dots(dots: Sequence[Dot], places: Sequence[tuple[float, float]]) -> list[str]:
-    """The points and their names, each name where it covers least; the best choose first."""
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    lines, marks = [], []
-    for at in sorted(range(len(dots)), key=lambda at: (not dots[at].best, places[at])):
-        dot, (x, y) = dots[at], places[at]
-        name = cut(dot.name, 24)
-        box, far = _free_place(x, y, LETTER * len(name), [other for n, other in enumerate(taken) if n != at])
-        taken.append(box)
-        kind = "mark" if dot.best else "rest"
-        if far:
-            lines.append(
-                f'<line class="tie" x1="{x:.1f}" y1="{y:.1f}" '
-                f'x2="{min(max(x, box[0]), box[2]):.1f}" y2="{min(max(y, box[1]), box[3]):.1f}"/>'
-            )
-        marks.append(
-            f"<g><title>{escape(dot.name)}: {escape(dot.words)}</title>"
-            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{4.5 if dot.best else 3.5}"/>'
-            f"<text{' class=' + chr(34) + 'ink' + chr(34) if dot.best else ''} "
-            f'x="{box[0]:.1f}" y="{box[3] - 3:.1f}">{escape(name)}</text></g>'
-        )
-    return lines + marks
-
-
-Box = tuple[float, float, float, float]
-
-
-def _free_place(x: float, y: float, width: float, taken: Sequence[Box]) -> tuple[Box, bool]:
-    """A box of a name near a point that covers the least of what is taken, and whether it lies away from the point."""
-    others = np.array(taken or [(0.0, 0.0, 0.0, 0.0)])
-    best: tuple[float, Box, bool] | None = None
-    for distance in (7, 18, 30, 44):
-        for side, rise in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
-            left = x + side * distance - width * (1 - side) / 2
-            left = min(max(left, LEFT + 2), WIDTH - width)
-            top = min(max(y - 7 + rise * (distance + 2), UP - 6), TALL - BOTTOM - 13)
-            box = (left, top, left + width, top + 14)
-            over = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
-            high = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
-            covered = float((over.clip(0) * high.clip(0)).sum())
-            own = max(0.0, min(box[2], x + 5) - max(box[0], x - 5)) * max(0.0, min(box[3], y + 5) - max(box[1], y - 5))
-            cost = 10 * (covered + own) + distance + abs(side) * abs(rise)
-            if best is None or cost < best[0]:
-                best = cost, box, distance > 7
-    assert best is not None
-    return best[1], best[2]
-
-
-def _svg(height: int, title: str, marks: str) -> str:
+def svg(height: int, title: str, marks: str) -> str:
+    """A chart `WIDTH` wide of marks that are SVG already."""
     title = escape(title)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}"><title>{title}</title>{marks}</svg>'
 
