@@ -196,12 +196,16 @@ def _gains(grid: Grid) -> str:
 def _gain_cells(found: Gain | None) -> list[str | Cell]:
     if found is None:
         return [NONE, NONE, NONE]
-    interval = "" if found.low is None or found.high is None else f"{found.low:+.1f} to {found.high:+.1f}"
+    interval = "" if found.low is None or found.high is None else f"{_signed(found.low)} to {_signed(found.high)}"
     return [
         Cell(f"{found.mean:+.2f}", interval),
         p_of(found.p).removeprefix("p ").removeprefix("= "),
         f"{found.pairs:,}",
     ]
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def _costs(grid: Grid) -> str:
@@ -246,7 +250,7 @@ def _task(shown: TaskExamples) -> str:
 
 def _example(example: Example) -> str:
     if example.query_id is None:
-        head = "<header><b>asked for by no one text</b><span>the best ranks of each set</span></header>"
+        head = "<header><b>for the task as a whole</b><span>the best ranks of each set</span></header>"
     else:
         text = "" if example.text is None else pages.folded(example.text, len(example.text), BRIEF)
         quoted = (

@@ -136,7 +136,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """At most 5 round numbers between two powers of ten."""
     decades = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
     for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), ()):
-        found = np.multiply.outer(decades, steps).ravel() if steps else round_edges(10**low, 10**high, 3, False)
+        found = np.multiply.outer(decades, steps).ravel() if steps else round_edges(10**low, 10**high, 4, False)
         found = found[(found >= 10**low) & (found <= 10**high)]
         if len(found) >= 3:
             break
