@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,9 +78,7 @@ def _section(title: str, body: str) -> str:
 
 def _unbroken(text: str) -> str:
     """``p = 0.03`` on one line."""
-    return text.replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(
-        "p < ", "p\N{NO-BREAK SPACE}<\N{NO-BREAK SPACE}"
-    )
+    return re.sub(r"\bp ([=<]) ", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
 
 
 def _small(text: str) -> str:
@@ -87,7 +87,7 @@ def _small(text: str) -> str:
 
 def _tiles(grid: Grid) -> Iterator[tuple[str, str, str]]:
     yield "Tasks", f"{len(grid.tasks)}", join(grid.tasks)
-    yield "Phases", f"{len(grid.phases)}", f"from {grid.model}"
+    yield "Phases", f"{len(grid.phases)}", f"from {Path(grid.model).name}"
     seeds = [len(by_seed) for phase in grid.phases for by_seed in scores(grid.rows, phase).values()]
     some = "" if min(seeds) == max(seeds) else f"{min(seeds)} to "
     yield "Seeds", f"{some}{max(seeds)}", "of finetuning, each cell"
@@ -98,7 +98,9 @@ def _tiles(grid: Grid) -> Iterator[tuple[str, str, str]]:
 def _notes(found: Report) -> str:
     said = []
     if len(found.grids) > 1:
-        names = "; ".join(f"{number}: {grid.name}" for number, grid in enumerate(found.grids, 1))
+        names = "; ".join(
+            f"{number}: {grid.name}, {len(grid.rows):,} cells" for number, grid in enumerate(found.grids, 1)
+        )
         newest = ", the newest" if found.number == len(found.grids) else ""
         said.append(f"The file holds {len(found.grids)} grids ({names}). This is number {found.number}{newest}.")
     if found.grid.superseded:
@@ -107,12 +109,9 @@ def _notes(found: Report) -> str:
         )
     if found.grid.lacking:
         lacks = join(f"{phase} (not run for {join(tasks)})" for phase, tasks in found.grid.lacking.items())
-        said.append(f"Left out of plots and means over tasks: {lacks}.")
-    return (
-        f'<article class="small note">{"".join(f"<p>{pages.escape(one)}</p>" for one in said)}</article>'
-        if said
-        else ""
-    )
+        said.append(f"Left out of plots and mean F1, with costs of the tasks they have: {lacks}.")
+    paragraphs = "".join(f"<p>{pages.escape(one)}</p>" for one in said)
+    return f'<article class="small note">{paragraphs}</article>' if said else ""
 
 
 def _plots(grid: Grid) -> str:
@@ -121,13 +120,10 @@ def _plots(grid: Grid) -> str:
         return ""
     spread = [point.sd for point in grid.points if point.sd is not None]
     said = (
-        "Mean F1 over tasks and seeds. Where points are joined, nothing cheaper is as good as these; the rest are grey."
+        "Mean F1 over tasks and seeds; names without -TAPT. Nothing cheaper is as good as the points that are joined."
     )
     if spread:
-        said += (
-            f" A seed's standard deviation is about {np.mean(spread):.1f}: points nearer than that may change places."
-        )
-    said += " Names are without -TAPT."
+        said += f" A seed's standard deviation is {np.mean(spread):.1f}: points nearer than that may change places."
     return f'<div class="cards">{"".join(charts)}</div>{_small(said)}'
 
 
@@ -160,7 +156,7 @@ def _scores(grid: Grid) -> str:
         columns.append(_column(grid.phases, {point.phase: [point.f1] for point in grid.points}, {}, 1))
     head = ["phase", *grid.tasks, *["mean"] * (len(grid.tasks) > 1)]
     beside = any(isinstance(cell, Cell) and "paper" in cell.below for column in columns for cell in column)
-    said = BOLD + PAPER.format(grid.model) * beside
+    said = BOLD + PAPER.format(Path(grid.model).name) * beside
     return pages.table(head, zip(grid.phases, *columns, strict=True), "F1 by phase and task") + _small(said)
 
 

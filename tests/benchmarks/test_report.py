@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from adaptation.recipe import Recipe
 from benchmarks.report import Grid, grids_of, report
 from benchmarks.report_examples import examples_of
 from benchmarks.results import Row, write_rows
@@ -27,7 +28,10 @@ from selection.errors import InputError
 from selection.pages import Cell
 from selection.scatter import FONT, Dot, place_names, scatter
 from selection.task import read_task
+from tests.benchmarks import test_frontier
 from tests.conftest import Cli
+
+recipe, grid = test_frontier.recipe, test_frontier.grid  # fixtures
 
 PHASES = ("none", "TAPT", "RAND-TAPT", "50NN-TAPT", "dsir-TAPT", "tsds:alpha=0.8-TAPT", "DAPT", "DAPT+TAPT")
 TASKS = ("citation_intent", "chemprot", "sciie")
@@ -272,6 +276,21 @@ def test_a_moved_task_leaves_its_text_out(sets: Path, tmp_path: Path) -> None:
     (found,), _ = examples_of(rows_with_sets(), tmp_path / "steps", 1)
     assert found.examples[0].text is None
     assert found.examples[0].passages
+
+
+@pytest.mark.slow
+def test_a_real_grid_and_its_sets(grid: tuple[Path, list[Row]], recipe: Recipe, tmp_path: Path) -> None:
+    results, rows = grid
+    found = report(results, tmp_path / "page.html", sets=recipe.out / "steps", examples=2, say=print)
+    parts = sections((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [row["key"] for row in found.grid.rows] == [row["key"] for row in rows]
+    for phase, cells in table_of(parts["F1 by task"]).items():
+        mean = np.mean([row["test"] for row in rows if row["phase"] == phase])
+        assert cells[0].strip("*").startswith(f"{mean:.1f} (")
+    knn = next(row["phase"] for row in rows if row["embed_s"])
+    assert knn in {passage.phase for example in found.examples[0].examples for passage in example.passages}
+    assert "Without a loss, since the model has no masked-LM head: none." in text_of("</style>" + parts["Frontier"])
+    assert re.search(r"TAPT: batch size 8, .*max steps 2, ", text_of("</style>" + parts["Settings"]))
 
 
 def test_scatter_keeps_names_apart_and_zero_off_the_scale() -> None:
