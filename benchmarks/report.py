@@ -109,7 +109,7 @@ class Grid:
         if not front:
             return "No phase has been run for every task yet, so none can be compared with another."
         said = [f"{point.phase} ({point.f1:.1f}{self._gained(point.phase)})" for point in front]
-        first = f"On the front of compute against F1, where nothing cheaper is as good: {join(said)}."
+        first = f"Of selection and training (the corpus embedded already), nothing cheaper is as good as {join(said)}."
         pairs = max((g.pairs for by in self.gains.values() if (g := by["none"]) is not None), default=0)
         if pairs > 0 and 2 ** (1 - pairs) > NOISE:
             first += (

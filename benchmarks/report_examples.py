@@ -51,8 +51,11 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskExamples:
+    """Examples of a task; `gone` names the phases that have a set which is no longer there."""
+
     task: str
     examples: list[Example]
+    gone: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,29 +104,30 @@ def examples_of(rows: Sequence[Row], sets: Path | None, count: int) -> tuple[lis
         return [], "Passages are not shown: name the folder of the grid's sets (WORK/steps) with --sets."
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        opened = _open([row for row in rows if row["task"] == task], sets)
+        opened, gone = _open([row for row in rows if row["task"] == task], sets)
         if opened:
-            found.append(TaskExamples(task, _examples(opened, count)))
+            found.append(TaskExamples(task, _examples(opened, count), gone))
     return found, "" if found else f"Passages are not shown: the sets of this grid are no longer in {sets}."
 
 
-def _open(rows: Sequence[Row], sets: Path) -> list[_Set]:
-    """Sets of a task's phases that are there and whole; a set of several phases once, under all of their names."""
+def _open(rows: Sequence[Row], sets: Path) -> tuple[list[_Set], list[str]]:
+    """Sets of a task that are whole, one of several phases once, under all their names; and phases that lack one."""
     phases: dict[str, list[str]] = {}
     for row in rows:
         for name in filter(None, row["sets"].split(",")):
             if row["phase"] not in phases.setdefault(name, []):
                 phases[name].append(row["phase"])
-    opened = []
+    opened: list[_Set] = []
+    gone: list[str] = []
     for name, named in phases.items():
         folder = sets / Path(name).name
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             queries = pq.read_table(folder / "augmentation.parquet", columns=["query_id"])["query_id"]
             opened.append(_Set(folder, ", ".join(named), dict(manifest), pc.unique(queries).drop_null()))
-        except (OSError, ValueError, pa.ArrowException):  # gone, or cut short
-            continue
-    return opened
+        except (OSError, ValueError, pa.ArrowException):  # or cut short
+            gone += [phase for phase in named if phase not in gone]
+    return opened, gone
 
 
 def _examples(sets: Sequence[_Set], count: int) -> list[Example]:

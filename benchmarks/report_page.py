@@ -241,7 +241,8 @@ def _examples(found: Report) -> str:
 
 def _task(shown: TaskExamples) -> str:
     cards = "".join(map(_example, shown.examples))
-    return f'<h3 class="task">{pages.escape(shown.task)}</h3><div class="passages">{cards}</div>'
+    gone = _small(f"Sets that are no longer there: of {join(shown.gone)}.") if shown.gone else ""
+    return f'<h3 class="task">{pages.escape(shown.task)}</h3><div class="passages">{cards}</div>{gone}'
 
 
 def _example(example: Example) -> str:

@@ -258,6 +258,7 @@ def test_examples_are_those_of_the_sets(sets: Path, task_folder: Path) -> None:
         assert [p.text for p in shown] == [row["text"][:4000] for row in best]
         assert [p.score for p in shown] == [row["score"] for row in best]
         assert {p.phase for p in example.passages} == {"50NN-TAPT, DAPT+TAPT", "bm25-TAPT"}
+    assert found.gone == ["bm25-TAPT"]  # one of its two
     assert [p.phase for p in unasked.passages] == ["RAND-TAPT"] * 2
 
 
@@ -341,6 +342,7 @@ def test_page_in_a_browser(sets: Path, tmp_path: Path) -> None:
     hostile = {"command": NASTY, "ran_on": NASTY, "model": NASTY, "commit": NASTY}
     rows = [row | hostile for row in rows_with_sets()] + [row | hostile for row in made()]
     found = report(written(tmp_path / "page.parquet", rows), sets=sets, say=print)
+    assert "no longer there: of bm25-TAPT." in found.html()
     example = found.examples[0].examples[0]
     spoilt = replace(example, text=NASTY, passages=[replace(p, text=NASTY, source=NASTY) for p in example.passages])
     found.examples[0].examples[0] = spoilt
