@@ -29,7 +29,8 @@ def nearest_centroids(vectors: npt.NDArray[np.floating], centroids: Vectors, cou
     with torch.inference_mode():
         right = torch.from_numpy(np.ascontiguousarray(centroids)).to(kind).T
         for start in range(0, len(vectors), ROWS):
-            scores = torch.from_numpy(np.require(vectors[start : start + ROWS], requirements="CW")).to(kind) @ right
+            part = np.require(vectors[start : start + ROWS], None, ["C", "W"])  # a mapped file is read-only
+            scores = torch.from_numpy(part).to(kind) @ right
             # max, since argmax is slow in bfloat16
             best = scores.max(dim=1, keepdim=True).indices if count == 1 else scores.topk(count, dim=1).indices
             out[start : start + ROWS] = best.numpy()

@@ -36,22 +36,22 @@ def grid(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_phases_begin_with_the_baselines() -> None:
     assert phase_names(["knn", "TAPT", "tsds:alpha=0.8", "5NN-TAPT", "dapt"]) == [
-        "none", "TAPT", "RAND-TAPT", "knn-TAPT", "tsds:alpha=0.8-TAPT", "5NN-TAPT", "DAPT",
+        "none", "TAPT", "RAND-TAPT", "kNN-TAPT", "tsds:alpha=0.8-TAPT", "5NN-TAPT", "DAPT",
     ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_every_cell_is_there_once_seeds_outermost(grid: tuple[Path, list[Row]]) -> None:
     out, rows = grid
-    phases = ["none", "TAPT", "RAND-TAPT", "knn-TAPT"]
+    phases = ["none", "TAPT", "RAND-TAPT", "kNN-TAPT"]
     assert [(row["phase"], row["seed"]) for row in rows] == [(p, s) for s in (0, 1) for p in phases]
     assert len({row["key"] for row in rows}) == 8
     by_phase = {row["phase"]: row for row in rows}
     assert by_phase["none"]["tokens"] == by_phase["none"]["first_s"] == 0
     assert by_phase["none"]["loss"] is None  # the base has no head
-    assert by_phase["knn-TAPT"]["embed_s"] > 0 == by_phase["RAND-TAPT"]["embed_s"]
-    assert 0 < by_phase["knn-TAPT"]["set_tokens"] <= 400
-    assert by_phase["knn-TAPT"]["steps"] == by_phase["TAPT"]["steps"] == 2
+    assert by_phase["kNN-TAPT"]["embed_s"] > 0 == by_phase["RAND-TAPT"]["embed_s"]
+    assert 0 < by_phase["kNN-TAPT"]["set_tokens"] <= 400
+    assert by_phase["kNN-TAPT"]["steps"] == by_phase["TAPT"]["steps"] == 2
     assert all(row["command"] == "nearkin bench frontier" and row["dev"] >= 0 for row in rows)
     assert read_rows(out) == rows
 
@@ -79,11 +79,11 @@ def test_cells_in_the_file_are_not_run_again_though_all_else_is_gone(
 def test_sums_gains_and_the_front(grid: tuple[Path, list[Row]], tmp_path: Path) -> None:
     _, rows = grid
     found = {row["phase"]: row for row in summary(rows)}
-    tests = scores(rows, "knn-TAPT")
+    tests = scores(rows, "kNN-TAPT")
     (task,) = tests
     mean = sum(tests[task].values()) / 2
-    assert found["knn-TAPT"]["f1"] == pytest.approx(mean)
-    assert found["knn-TAPT"]["over_none"] == pytest.approx(mean - found["none"]["f1"])
+    assert found["kNN-TAPT"]["f1"] == pytest.approx(mean)
+    assert found["kNN-TAPT"]["over_none"] == pytest.approx(mean - found["none"]["f1"])
     assert found["none"]["over_none"] is found["RAND-TAPT"]["over_random"] is None
     front = pareto(points(rows), "selection")
     assert [p.f1 for p in front] == sorted({p.f1 for p in front})
