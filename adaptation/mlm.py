@@ -68,7 +68,7 @@ class AdaptSettings:
     whole_word: bool = False
     held_out: float = 0.05
     head_warmup_steps: int = 100
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float = 3e-3
     bf16: str = "auto"
     seed: int = 0
     checkpoint_minutes: float = 5.0
@@ -98,7 +98,7 @@ class AdaptResult:
     Attributes:
         out: the model folder.
         held_out_loss: nats a masked token, ``before`` any training, ``after_head_warmup`` (None without a new head)
-            and ``after``; the same masks each time. A new head starts at about ln(vocabulary size).
+            and ``after``; the same masks each time. A new head starts by guessing tokens by their frequency.
         new_head: the model had no masked-LM head and was given one.
         texts, pieces: distinct training texts, and the pieces they were cut into.
         split_texts: texts longer than one piece.
@@ -206,7 +206,7 @@ class _Run:
         data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
         self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
         self.split_texts = texts_in_pieces(data)
-        self.pieces, self.held_out = Pieces(data), Pieces(measured)
+        self.data, self.pieces, self.held_out = data, Pieces(data), Pieces(measured)
         batch = self.micro * self.accumulate * self.processes.num_processes
         self.steps = settings.max_steps or settings.epochs * math.ceil(len(self.pieces) / batch)
         self.epoch = Epoch()
@@ -285,9 +285,8 @@ class _Run:
         )
         if self.new_head:
             self.say(
-                f"{self.name} has no masked-LM head: it gets a new one with tied embeddings, trained alone for "
-                f"{self._warmup_steps()} steps first; its loss starts near ln(vocabulary) = "
-                f"{math.log(self.model.config.vocab_size):.1f}"
+                f"{self.name} has no masked-LM head: it gets a new one with tied embeddings, which starts at the "
+                f"tokens' frequencies and is trained alone for {self._warmup_steps()} steps first"
             )
 
     def _warmup_steps(self) -> int:
@@ -318,6 +317,10 @@ class _Run:
         return result
 
     def _before(self) -> None:
+        from adaptation.head import bias_to_frequency, token_counts
+
+        if self.new_head:
+            bias_to_frequency(self.model, token_counts(self.data, self.masker.vocabulary), self.masker.special)
         began = time.monotonic()
         self.model.to(self.processes.device)
         self.progress["before"], self.progress["after_head_warmup"] = self._measure(), None

@@ -12,7 +12,13 @@ from adaptation.mlm import AdaptSettings, adapt
 from selection.errors import NearkinError
 
 SMALL = AdaptSettings(
-    max_steps=12, batch_size=32, micro_batch=16, learning_rate=2e-3, head_warmup_steps=4, checkpoint_minutes=1e9
+    max_steps=12,
+    batch_size=32,
+    micro_batch=16,
+    learning_rate=2e-3,
+    head_warmup_steps=4,
+    checkpoint_minutes=1e9,
+    bf16="off",
 )
 
 
