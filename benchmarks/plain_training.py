@@ -35,6 +35,7 @@ def plain_masked_lm(
     """
     import datasets
     from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer, set_seed
+    from transformers.trainer_callback import PrinterCallback
 
     set_seed(seed)
     network, tokenizer = AutoModelForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
@@ -53,6 +54,7 @@ def plain_masked_lm(
             train_dataset=encoded,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         trainer.train()
         return network, int(trainer.state.num_input_tokens_seen), time.perf_counter() - began
@@ -83,6 +85,7 @@ def plain_finetuning(
         Trainer,
         set_seed,
     )
+    from transformers.trainer_callback import PrinterCallback
 
     from adaptation.finetune import f1
 
@@ -110,6 +113,7 @@ def plain_finetuning(
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=lambda p: {"f1": f1(p.label_ids, p.predictions.argmax(-1), metric)},
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
         trainer.train()
         found = trainer.predict(splits["test"])
