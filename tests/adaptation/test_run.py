@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,8 +24,8 @@ from selection.ingest import CorpusSpec
 from tests.adaptation.conftest import write_jsonl
 from tests.conftest import Cli, write_task
 
-STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32}
-TUNING = {"epochs": 1, "max_tokens": 32, "learning_rate": 1e-3}
+STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32, "bf16": "off"}
+TUNING = {"epochs": 1, "max_tokens": 32, "learning_rate": 1e-3, "bf16": "off"}
 EVERY = [
     "none", "TAPT", "DAPT", "DAPT+TAPT", "kNN-TAPT", "3NN-TAPT", "RAND-TAPT", "Curated-TAPT", "DAPT+Curated",
     "Transfer-TAPT", "not-DAPT", "TLM", "dsir-TAPT", "mix:knn=0.8,random=0.2-TAPT",
@@ -155,12 +156,14 @@ def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path:
         out = "killed"
         phases = ["TAPT"]
         seeds = 1
-        adapt = {{ max_steps = 150, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005 }}
-        finetune = {{ epochs = 1, max_tokens = 32 }}
+        adapt = {{ max_steps = 150, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005, bf16 = "off" }}
+        finetune = {{ epochs = 1, max_tokens = 32, bf16 = "off" }}
         """
     )
     steps = tmp_path / "killed" / "steps"
-    with subprocess.Popen([sys.executable, "-m", "nearkin", "run", str(recipe)], stdout=subprocess.DEVNULL) as process:
+    command = [sys.executable, "-m", "nearkin", "run", str(recipe)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process has: sums over two round otherwise
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=one_thread) as process:
         while process.poll() is None and not any(steps.glob("adapt-*.work/checkpoint-*/trainer_state.json")):
             time.sleep(0.05)
         process.kill()
