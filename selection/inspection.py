@@ -219,6 +219,6 @@ def brought_histogram(coverage: Coverage) -> Histogram:
 
 
 def about(example: Example) -> str:
-    score = "" if example.score is None else f", {score_name(example.method)} {example.score:.3f}"
+    score = "" if example.score is None else f", {score_name(example.method)} {example.score:.3g}"
     wanted = f", among the neighbours of {example.n_queries:,} examples" if example.n_queries > 1 else ""
     return f"{example.method} rank {example.rank:,}{score}{wanted}"
