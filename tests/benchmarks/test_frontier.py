@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adaptation.phases import parse_phase
-from adaptation.recipe import Recipe, read_recipe
+from adaptation.recipe import Recipe
 from benchmarks import frontier as grids
 from benchmarks.frontier import frontier, phase_names, scores, summary
 from benchmarks.frontier_plot import pareto, plot_frontier, points
 from benchmarks.results import Row, read_rows
-
-STEPS = {"max_steps": 2, "batch_size": 8, "micro_batch": 8, "max_tokens": 32}
-
-
-@pytest.fixture(scope="module")
-def recipe(built: Path, task_folder: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    folder = tmp_path_factory.mktemp("grid")
-    options = {
-        "tasks": [str(task_folder)], "store": str(built), "model": str(tiny_encoder), "preset": "quick",
-        "tokens": 400, "phases": phase_names(["knn"]), "out": str(folder),
-    }  # fmt: skip
-    tables = {"adapt": STEPS, "dapt": STEPS, "finetune": {"epochs": 1, "max_tokens": 32}}
-    return replace(read_recipe(None, options), tables=tables)
-
-
-@pytest.fixture(scope="module")
-def grid(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
-    out = tmp_path_factory.mktemp("results") / "frontier.parquet"
-    return out, frontier(recipe, seeds=2, out=out, command="nearkin bench frontier")
 
 
 def test_phases_begin_with_the_baselines() -> None:
@@ -60,7 +42,8 @@ def test_every_cell_is_there_once_seeds_outermost(grid: tuple[Path, list[Row]]) 
 def test_cells_in_the_file_are_not_run_again_though_all_else_is_gone(
     recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, rows = grid
+    source, rows = grid
+    out = Path(shutil.copy(source, tmp_path / "rows.parquet"))
     ran: list[tuple[str, int]] = []
     cell = grids._Grid._cell
     monkeypatch.setattr(

@@ -28,10 +28,7 @@ from selection.errors import InputError
 from selection.pages import Cell
 from selection.scatter import FONT, Dot, place_names, scatter
 from selection.task import read_task
-from tests.benchmarks import test_frontier
 from tests.conftest import Cli
-
-recipe, grid = test_frontier.recipe, test_frontier.grid  # fixtures
 
 PHASES = ("none", "TAPT", "RAND-TAPT", "50NN-TAPT", "dsir-TAPT", "tsds:alpha=0.8-TAPT", "DAPT", "DAPT+TAPT")
 TASKS = ("citation_intent", "chemprot", "sciie")
