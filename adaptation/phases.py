@@ -7,12 +7,11 @@ Names are read in any case and printed in one way. The phases are those of "Don'
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from selection.errors import NearkinError
+from selection.errors import NearkinError, did_you_mean
 from selection.selectors.registry import find_selector, method_names
 
 Text = Literal["task", "selected", "curated", "transfer", "domain", "unrelated"]
@@ -127,9 +126,7 @@ def _part(word: str, phase: str) -> Part:
 
 def _unknown(word: str, phase: str, methods: list[str]) -> str:
     known = [*(name for name in USUAL if "+" not in name), *(f"{method}{TAPT}" for method in methods)]
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), list(lower), 1, 0.5)
-    meant = f", did you mean {lower[close[0]]}?" if close else ""
+    meant = did_you_mean(word, known)
     of = "" if word == phase else f" in {phase!r}"
     return (
         f"unknown phase {word!r}{of}{meant}: the phases are {', '.join(USUAL)}, and METHOD-TAPT with a method of "

@@ -28,6 +28,7 @@ from selection.corpus import Corpus
 from selection.domains import domains_of, sampled
 from selection.selectors.domain import rows_of
 from selection.store import Store
+from selection.tokens import count_tokens
 
 SAMPLE = 500
 FORWARD = 1 / 3  # of a forward and backward pass
@@ -188,11 +189,7 @@ class Predictor:
         return Size(min(bounds), size.lengths, size.specials)
 
     def _size(self, count: int, texts: pa.ChunkedArray) -> Size:
-        encoded = self.tokenizer(
-            texts.to_pylist(), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
-        )["input_ids"]
-        lengths = np.array([len(ids) for ids in encoded], np.int64)
-        return Size(count, lengths, self.tokenizer.num_special_tokens_to_add())
+        return Size(count, count_tokens(texts, str(self.folder)), self.tokenizer.num_special_tokens_to_add())
 
     @cached_property
     def _new_head(self) -> bool:

@@ -6,7 +6,6 @@ tables ``[adapt]``, ``[dapt]`` and ``[finetune]``, then those of one phase, ``[p
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from adaptation.phases import Part, Phase, parse_phase
-from selection.errors import InputError, NearkinError, explain_os_error
+from selection.errors import InputError, NearkinError, did_you_mean, explain_os_error
 from selection.filling import Budget
 from selection.gate import NEAR
 
@@ -221,7 +220,7 @@ def _read_tables(tables: dict[str, Any], source: str) -> tuple[dict[str, Any], d
             raise NearkinError(f'{source}: [phase."{name}"] is a table with [adapt], [dapt] or [finetune] in it')
         if unknown := [key for key in inner if key not in SETTINGS]:
             raise NearkinError(
-                f'{source}: unknown table {unknown[0]!r} in [phase."{name}"]{_nearest(unknown[0], SETTINGS)}: '
+                f'{source}: unknown table {unknown[0]!r} in [phase."{name}"]{did_you_mean(unknown[0], SETTINGS)}: '
                 f"it has {', '.join(SETTINGS)}"
             )
         _check_tables(inner, source, f'phase."{name}".')
@@ -242,7 +241,7 @@ def _check_tables(tables: dict[str, Any], source: str, prefix: str) -> None:
 def _check(values: Mapping[str, Any], known: Mapping[str, Any], source: str, names: Iterable[str]) -> None:
     for key, value in values.items():
         if key not in known:
-            raise NearkinError(f"{source}: unknown key {key!r}{_nearest(key, names)}: it has {', '.join(names)}")
+            raise NearkinError(f"{source}: unknown key {key!r}{did_you_mean(key, names)}: it has {', '.join(names)}")
         kinds = _kinds(known[key])
         if not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(TYPES[kind] for kind in kinds)
@@ -266,11 +265,6 @@ def _is(value: Any, kind: type) -> bool:
     if kind is str:
         return isinstance(value, (str, Path))
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _listed(value: Any) -> list[str]:

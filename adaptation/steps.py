@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """What every step has.
 
     Attributes:
@@ -52,13 +53,13 @@ class Step:
     kind: ClassVar[str]
     result: ClassVar[str]
 
+    @abstractmethod
     def shape(self) -> dict[str, Any]:
         """What else shapes the result: settings, and keys of other steps; plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, cache: Path, say: Say = logger.info) -> None:
         """Makes the result; goes on where an earlier call was stopped."""
-        raise NotImplementedError
 
     @cached_property
     def key(self) -> str:

@@ -258,7 +258,7 @@ def _example(example: Example) -> str:
 
 
 def _passage(passage: Brought) -> str:
-    score = "" if passage.score is None else f"<span>{score_name(passage.method)} {passage.score:.3f}</span>"
+    score = "" if passage.score is None else f"<span>{score_name(passage.method)} {passage.score:.3g}</span>"
     head = f"<b>{pages.escape(passage.phase)}</b><span>{pages.escape(passage.source)}</span>{score}"
     body = pages.folded(passage.text, passage.characters, BRIEF // 2)
     return f'<section class="brought"><header>{head}<span>rank {passage.rank:,}</span></header>{body}</section>'

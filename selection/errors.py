@@ -6,7 +6,9 @@ with code 1; anything else that escapes is a bug and says so.
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class NearkinError(Exception):
@@ -27,6 +29,13 @@ class ModelError(NearkinError):
 
 class MissingPackageError(NearkinError):
     """A package that this command needs is not installed."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """``", did you mean X?"`` with the nearest of `names`, whatever their case; empty where none is near."""
+    known = {one.lower(): one for one in names}
+    close = difflib.get_close_matches(name.lower(), list(known), 1, 0.5)
+    return f", did you mean {known[close[0]]}?" if close else ""
 
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -120,14 +120,7 @@ def _examples_note(found: Inspection) -> str:
 def _card(example: Example) -> str:
     head = f'<b class="{example.group}">{example.group}</b><b>{pages.escape(example.source)}</b>'
     head += f"<span>{pages.escape(example.id)}</span><span>{pages.escape(about(example))}</span>"
-    body = f'<p class="passage" dir="auto">{pages.escape(example.text)}</p>'
-    if example.characters > len(example.text):
-        body += f'<p class="small">and {example.characters - len(example.text):,} more characters</p>'
-    if len(example.text) > BRIEF:
-        start = pages.escape(pages.cut(" ".join(example.text.split()), BRIEF))
-        body = (
-            f'<details><summary class="passage" dir="auto"><span class="cut">{start}</span></summary>{body}</details>'
-        )
+    body = pages.folded(example.text, example.characters, BRIEF)
     if example.query is not None:
         asked = f"task example {example.query_id:,}"
         body += (

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-from selection.errors import NearkinError
+from selection.errors import NearkinError, did_you_mean
 from selection.selectors import Selector
 
 GROUP = "nearkin.selectors"
@@ -59,7 +57,7 @@ def find_selector(method: str) -> Selector:
     for key, value in given.items():
         if key not in fields:
             has = f"it has {', '.join(fields)}" if fields else "it has none"
-            raise NearkinError(f"method {name} has no parameter {key!r}{_nearest(key, fields)}: {has}")
+            raise NearkinError(f"method {name} has no parameter {key!r}{did_you_mean(key, fields)}: {has}")
         values[key] = _read(name, key, value, types[key])
     if missing := [key for key in _required(made) if key not in values]:
         raise NearkinError(f"method {name} needs {name}:{missing[0]}=VALUE")
@@ -89,12 +87,7 @@ def _class_of(name: str) -> Any:
             except (ImportError, AttributeError) as error:
                 raise NearkinError(f"method {name} of {point.value} cannot be loaded: {error}") from error
     names = method_names()
-    raise NearkinError(f"unknown method {name!r}{_nearest(name, names)}: choose one of {', '.join(names)}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(names), 1, 0.5)
-    return f", did you mean {close[0]}?" if close else ""
+    raise NearkinError(f"unknown method {name!r}{did_you_mean(name, names)}: choose one of {', '.join(names)}")
 
 
 def _read(method: str, key: str, value: str, kind: Any) -> Any:
