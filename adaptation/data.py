@@ -62,6 +62,16 @@ def get_data(name: str, source: Path | str | None = None, data: Path | str | Non
     given = None if source is None else Path(source).expanduser()
     if given is not None and not given.exists():
         raise InputError(f"{given} does not exist")
+    made = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
+    try:
+        return _get(card, given, folder, path)
+    finally:
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+
+
+def _get(card: Card, given: Path | None, folder: Path, path: Path) -> Got:
     if card["kind"] == "checkpoint":
         from adaptation.data_checkpoint import convert_checkpoint
 

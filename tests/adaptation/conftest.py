@@ -7,7 +7,19 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from adaptation.mlm import AdaptSettings
 from selection.models import quiet_libraries, resolve_model
+
+# float32, so that runs compare to the bit whatever the machine.
+SMALL = AdaptSettings(
+    max_steps=12,
+    batch_size=32,
+    micro_batch=16,
+    learning_rate=2e-3,
+    head_warmup_steps=4,
+    checkpoint_minutes=1e9,
+    bf16="off",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

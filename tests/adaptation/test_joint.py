@@ -10,16 +10,7 @@ import adaptation.training
 from adaptation.joint import HEAD, JointTrainer
 from adaptation.mlm import AdaptSettings, adapt
 from selection.errors import NearkinError
-
-SMALL = AdaptSettings(
-    max_steps=12,
-    batch_size=32,
-    micro_batch=16,
-    learning_rate=2e-3,
-    head_warmup_steps=4,
-    checkpoint_minutes=1e9,
-    bf16="off",
-)
+from tests.adaptation.conftest import SMALL
 
 
 @pytest.fixture

@@ -19,16 +19,7 @@ import adaptation.training
 from adaptation.mlm import AdaptSettings, adapt
 from adaptation.texts import read_training_text
 from selection.errors import InputError, ModelError, NearkinError
-
-SMALL = AdaptSettings(
-    max_steps=12,
-    batch_size=32,
-    micro_batch=16,
-    learning_rate=2e-3,
-    head_warmup_steps=4,
-    checkpoint_minutes=1e9,
-    bf16="off",
-)
+from tests.adaptation.conftest import SMALL
 
 
 @pytest.fixture
