@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import shutil
 import ssl
 import urllib.error
@@ -76,6 +77,8 @@ def _from_web(url: str, aside: Path) -> None:
 def _from_hub(url: str, aside: Path) -> None:
     from huggingface_hub import hf_hub_download
 
+    # It tells of each of its attempts.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     owner, name, file = url.removeprefix(HUB).split("/", 2)
     try:
         found = hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", etag_timeout=10)
