@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Row
 
 PATHS = ("exact", "bf16", "int8", "static")
+PARTS = ("masked LM", "finetuning")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -163,10 +164,11 @@ def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentPars
         "masked-LM training and finetuning, beside transformers' Trainer used the plain way",
         """
         nearkin bench training tasks/citation_intent --out training.parquet --plot training.png
-        nearkin bench training tasks/citation_intent --text knn50 --steps 500 --seeds 1
+        nearkin bench training tasks/citation_intent --text knn50 --steps 500 --seeds 1 --parts "masked LM"
         """,
     )
     parser.add_argument("task", metavar="TASK", type=Path, help="a labelled task folder")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: both)")
     parser.add_argument("--model", default=DEFAULT_ENCODER, metavar="M")
     parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE_OR_SET", help="for the masked LM too")
     parser.add_argument("--steps", type=positive, default=200, metavar="N", help="of the masked LM (default: 200)")
@@ -385,7 +387,7 @@ def run_training(args: argparse.Namespace) -> int:
     what = Training(
         args.model, args.task, tuple(args.text), steps=args.steps, epochs=args.epochs, max_tokens=args.max_tokens
     )
-    rows = training(what, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
+    rows = training(what, parts=args.parts, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
     found = summary(rows)
     if args.plot:
         plot_training(found, args.plot)

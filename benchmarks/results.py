@@ -51,7 +51,7 @@ def alternate(
 
 
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:
-    """Writes rows to a Parquet file, each with time, machine and versions."""
+    """Writes rows to a Parquet file, each with time, machine and versions; a row that has them keeps its own."""
     if out is None:
         return
     common = {
@@ -59,20 +59,22 @@ def write_rows(rows: Sequence[Row], out: Path | None) -> None:
         "machine": machine(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
     }
+    for row in rows:
+        row |= {name: value for name, value in common.items() if name not in row}
     with atomic_write(out) as aside:
-        pq.write_table(pa.Table.from_pylist([{**row, **common} for row in rows]), aside)
+        pq.write_table(pa.Table.from_pylist(list(rows)), aside)
 
 
 def read_rows(out: Path | None) -> list[Row]:
-    """Rows that `write_rows` wrote, without what it added; none where there is no such file."""
+    """Rows that `write_rows` wrote; none where there is no such file."""
     if out is None or not out.exists():
         return []
     rows: list[Row] = pq.read_table(out).to_pylist()
-    return [{name: value for name, value in row.items() if name not in ADDED} for row in rows]
+    return rows
 
 
 def read_whole(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
-    """Every row of a results file with what `write_rows` added: time, machine and versions.
+    """Every row of a results file, checked.
 
     Args:
         schema: columns that must be there, with their types; those not nullable hold no nulls. Others are kept.
@@ -102,14 +104,14 @@ def read_whole(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
 
 
 def format_rows(rows: Sequence[Row]) -> list[str]:
-    """Rows as the lines of a table, columns in the first row's order."""
+    """Rows as the lines of a table, columns in the first row's order, without `ADDED`."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
             return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
         return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
 
-    names = list(rows[0])
+    names = [name for name in rows[0] if name not in ADDED]
     cells = [[cell(row[name]) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
     return [

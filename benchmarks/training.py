@@ -15,10 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.commands import PARTS
 from benchmarks.results import Row, read_rows, write_rows
 from selection.files import peak_memory
 
-PARTS = ("masked LM", "finetuning")
 WAYS = ("transformers Trainer", "nearkin, float32", "nearkin")
 PLAIN = WAYS[0]
 
@@ -69,12 +69,16 @@ def training(
         say: told each run.
 
     Returns:
-        One row a run: ``part``, ``way``, ``task``, ``model``, ``seed``, ``steps``, ``tokens`` (None in finetuning),
-        ``seconds``, ``tokens_s``, ``result`` (held-out loss in nats, or test F1 in per cent), ``memory_mb`` (peak).
+        One row a run: ``part``, ``way``, ``task``, ``model``, ``max_tokens``, ``seed``, ``steps`` and ``epochs`` (of
+        the part that has them), ``tokens`` (None in finetuning), ``seconds``, ``tokens_s``, ``result`` (held-out loss
+        in nats, or test F1 in per cent), ``memory_mb`` (peak).
     """
     rows = read_rows(out)
-    same = {"task": what.task.name, "model": what.model, "steps": what.steps}
-    done = {(row["part"], row["way"], row["seed"]) for row in rows if same.items() <= row.items()}
+    same = {"task": what.task.name, "model": what.model, "max_tokens": what.max_tokens}
+    same["texts"] = " ".join(map(str, what.texts))
+    lengths = {PARTS[0]: {"steps": what.steps, "epochs": None}, PARTS[1]: {"steps": None, "epochs": what.epochs}}
+    known = {part: same | lengths[part] | {"part": part} for part in parts}
+    done = {(part, row["way"], row["seed"]) for part in parts for row in rows if known[part].items() <= row.items()}
     with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
         start = Path(scratch) / "start"
         _start(what.model, start)
@@ -85,10 +89,10 @@ def training(
                         continue
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                         row = pool.submit(_alone, what, part, way, start, seed).result()
-                    rows.append({"part": part, "way": way, **same, "seed": seed, **row})
+                    rows.append({**known[part], "way": way, "seed": seed, **row})
                     say(f"{part}, seed {seed}: {way} {row['seconds']:.1f} s, {row['result']:.3f}")
                     write_rows(rows, out)
-    return [row for row in rows if same.items() <= row.items()]
+    return [row for part in parts for row in rows if known[part].items() <= row.items()]
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
