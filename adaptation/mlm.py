@@ -130,6 +130,7 @@ def adapt(
     settings: AdaptSettings | None = None,
     held_out: Path | None = None,
     joint: Path | None = None,
+    guarded: bool = True,
     overwrite: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> AdaptResult:
@@ -145,6 +146,7 @@ def adapt(
         settings: None for the defaults.
         held_out: file of texts to measure on, instead of a share of `texts`.
         joint: task folder whose labelled train split is learnt along with the masked LM (see `adaptation.joint`).
+        guarded: False trains on dev and test texts where they are among `texts`, to measure what contamination buys.
         overwrite: replace `out` where it exists.
         say: is told the plan and what was measured, a sentence at a time.
 
@@ -163,7 +165,7 @@ def adapt(
     from adaptation.training import repeatable
 
     with repeatable():
-        run = _Run(model, texts, out, settings, held_out, joint, say)
+        run = _Run(model, texts, out, settings, held_out, joint, guarded, say)
         result = run.train(overwrite, started)
     return result
 
@@ -179,6 +181,7 @@ class _Run:
         settings: AdaptSettings,
         held_out: Path | None,
         joint: Path | None,
+        guarded: bool,
         say: Callable[[str], None],
     ) -> None:
         from transformers import set_seed
@@ -196,7 +199,9 @@ class _Run:
         set_seed(settings.seed)
         self.model, self.new_head = load_masked_lm(self.folder)
         self.max_tokens = token_limit(settings.max_tokens, self.model.config, tokenizer)
-        self.text = read_training_text(texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed)
+        self.text = read_training_text(
+            texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed, guarded=guarded
+        )
         self.micro = min(settings.micro_batch, max(settings.batch_size // self.processes.num_processes, 1))
         self.accumulate = max(round(settings.batch_size / (self.micro * self.processes.num_processes)), 1)
         self.work = out.with_name(out.name + ".work")

@@ -8,7 +8,7 @@ Names are read in any case and printed in one way. The phases are those of "Don'
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from selection.errors import NearkinError, did_you_mean
@@ -19,6 +19,7 @@ Schedule = Literal["adapt", "dapt"]
 
 NONE = "none"
 TAPT = "-TAPT"
+UNGUARDED = "unguarded-"
 KNN = re.compile(r"(k|\d+)NN-TAPT", re.IGNORECASE)
 USUAL = (
     NONE, "TAPT", "DAPT", "DAPT+TAPT", "kNN-TAPT", "50NN-TAPT", "RAND-TAPT", "Curated-TAPT", "DAPT+Curated-TAPT",
@@ -38,6 +39,7 @@ class Part:
         method: the selector, where passages are selected.
         k: neighbours a task example, where the name says so.
         joint: learn the task's labels along with the masked LM (TLM, Yao et al., 2022).
+        guarded: whether dev and test texts are kept out of its set; not so in ``unguarded-kNN-TAPT``.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Part:
     method: str | None = None
     k: int | None = None
     joint: bool = False
+    guarded: bool = True
 
     @property
     def has_task_text(self) -> bool:
@@ -105,6 +108,11 @@ def _split(name: str) -> list[str]:
 def _part(word: str, phase: str) -> Part:
     if word.lower() == NONE:
         raise NearkinError(f"phase {phase}: none means no training, so it stands alone")
+    if word.lower().startswith(UNGUARDED):
+        part = _part(word[len(UNGUARDED) :], phase)
+        if part.text == "task" or not part.guarded:
+            raise NearkinError(f"phase {phase}: {part.name} has no guard to leave out")
+        return replace(part, name=UNGUARDED + part.name, guarded=False)
     fixed = FIXED.get(ALIASES.get(word.lower(), word.lower()))
     if fixed is not None:
         return fixed

@@ -246,6 +246,7 @@ class _Planner:
             "ngrams" if file and self.recipe.near == "all" else self.recipe.near,  # a file has no embeddings
             self.recipe.encoder,
             self.recipe.seed,
+            part.guarded,
         )
 
     def _corpora(self) -> list[str]:

@@ -95,6 +95,7 @@ class SelectStep(Step):
         store: None where a file is given.
         file: what `selection.ingest.find_files` takes.
         exclude: files of texts that must not be selected beside the task's own.
+        guarded: whether dev and test texts are kept out.
     """
 
     task: Path
@@ -106,11 +107,13 @@ class SelectStep(Step):
     near: str = "ngrams"
     encoder: str | None = None
     seed: int = 0
+    guarded: bool = True
     kind: ClassVar[str] = "select"
     result: ClassVar[str] = "manifest.json"
 
     def shape(self) -> dict[str, Any]:
-        return {"method": self.method, "budget": asdict(self.budget), "near": self.near, "seed": self.seed}
+        shape = {"method": self.method, "budget": asdict(self.budget), "near": self.near, "seed": self.seed}
+        return shape if self.guarded else shape | {"guarded": False}
 
     def run(self, cache: Path, say: Say = logger.info) -> None:
         from selection.augmentation import select
@@ -120,7 +123,8 @@ class SelectStep(Step):
         with _store_or_empty(self.store) as store:
             select(
                 store, self.task, self.folder(cache), method, self.budget, exclude=self.exclude, near=self.near,
-                encoder=self.encoder if self.file is None else None, seed=self.seed, overwrite=True, report=say,
+                encoder=self.encoder if self.file is None else None, seed=self.seed, guarded=self.guarded,
+                overwrite=True, report=say,
             )  # fmt: skip
 
 
@@ -172,7 +176,8 @@ class AdaptStep(Step):
         texts = [*([self.task] if self.task else []), *(chosen.folder(cache) for chosen in self.sets)]
         mlm.adapt(
             self.before.location(cache), texts, self.folder(cache), settings=self.settings, held_out=self.held_out,
-            joint=self.task if self.joint else None, overwrite=True, say=say,
+            joint=self.task if self.joint else None, guarded=all(chosen.guarded for chosen in self.sets),
+            overwrite=True, say=say,
         )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class TrainingText:
 
 
 def read_training_text(
-    paths: Sequence[Path | str], *, held_out_file: Path | None, held_out: float, seed: int
+    paths: Sequence[Path | str], *, held_out_file: Path | None, held_out: float, seed: int, guarded: bool = True
 ) -> TrainingText:
     """Reads files, task folders and augmentation folders into one column of distinct texts.
 
@@ -67,6 +67,7 @@ def read_training_text(
         held_out_file: texts to measure on; those among the training texts are taken out of them.
         held_out: without such a file, the share of distinct texts held out (at least 1, at most `MOST_HELD_OUT`).
         seed: chooses which.
+        guarded: whether dev and test texts are left out; held-out ones always are.
 
     Raises:
         InputError: nothing to read, a folder that is neither a task nor a set, no text left to train on.
@@ -75,9 +76,9 @@ def read_training_text(
         raise InputError("no training text given: name a file, a task folder or an augmentation folder with --text")
     columns, sources, forbidden = [], [], [pa.array([], pa.large_string())]
     for path in map(Path, paths):
-        kind, texts, guarded = _read_source(path)
+        kind, texts, evaluated = _read_source(path)
         columns.append(texts)
-        forbidden += guarded
+        forbidden += evaluated if guarded else []
         sources.append(Source(str(path), kind, len(texts)))
     everything = _chunks(columns)
     distinct = pa.chunked_array([everything.unique()])

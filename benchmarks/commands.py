@@ -197,6 +197,9 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
         "--methods", nargs="+", required=True, metavar="M",
         help="phases of `nearkin run`, or methods of `nearkin select`; none, TAPT and random are always there",
     )  # fmt: skip
+    parser.add_argument(
+        "--leaks", action="store_true", help="each set without the leak guard too: what contamination would buy"
+    )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="finetuning seeds (default: 3)")
     parser.add_argument("--budget-tokens", type=positive, metavar="T", help="of each set (default: the preset's)")
     parser.add_argument("--model", default=DEFAULT_ENCODER, metavar="M")
@@ -397,16 +400,18 @@ def run_training(args: argparse.Namespace) -> int:
 
 def run_frontier(args: argparse.Namespace) -> int:
     from adaptation.recipe import read_recipe
-    from benchmarks.frontier import frontier, phase_names, summary
+    from benchmarks.frontier import frontier, phase_names, summary, unguarded
     from benchmarks.frontier_plot import plot_frontier
     from benchmarks.results import format_rows, machine
     from selection.plotting import require_plots
 
     if args.plot:
         require_plots("--plot", args.plot)
+    phases = phase_names(args.methods)
     options = {
         "tasks": args.tasks, "store": args.store, "model": args.model, "preset": args.preset, "encoder": args.encoder,
-        "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens, "phases": phase_names(args.methods),
+        "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens,
+        "phases": [*phases, *(unguarded(phases) if args.leaks else ())],
     }  # fmt: skip
     recipe = read_recipe(args.recipe, options)
     command = shlex.join(["nearkin", *sys.argv[1:]])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptation.phases import parse_phase
+from adaptation.phases import UNGUARDED, parse_phase
 from adaptation.planning import Arm, plan_recipe
 from adaptation.prediction import Predictor
 from adaptation.recipe import Recipe
@@ -49,6 +49,19 @@ def phase_names(methods: Sequence[str]) -> list[str]:
     named = [f"{name}-TAPT" if name.partition(":")[0] in known else name for name in methods]
     phases = [parse_phase(name).name for name in named]
     return list(dict.fromkeys([*BASELINES, *phases]))
+
+
+def unguarded(phases: Sequence[str]) -> list[str]:
+    """The same phases without the leak guard, where they have any: what contamination would buy.
+
+    Args:
+        phases: canonical names, as `phase_names` gives them.
+    """
+    named = []
+    for phase in map(parse_phase, phases):
+        names = [part.name if part.text == "task" else UNGUARDED + part.name for part in phase.parts]
+        named.append("+".join(names))
+    return [name for name in named if UNGUARDED in name]
 
 
 def frontier(
@@ -107,6 +120,8 @@ class _Grid:
             sweep(self.cache)
             predicted = self._predict(left)
             started = time.monotonic()
+            for arm, _ in left:  # before any training: it takes little, and what is wrong with a set shows early
+                self._select(arm)
             for number, (arm, seed) in enumerate(left, 1):
                 row = self._cell(arm, seed)
                 self.rows.append(row)

@@ -75,6 +75,7 @@ def select(
     exclude: Sequence[Path | str] = (),
     order: str = "rank",
     near: str = "ngrams",
+    guarded: bool = True,
     removed: Path | str | None = None,
     encoder: str | None = None,
     index: str | None = None,
@@ -94,6 +95,8 @@ def select(
         order: of the rows: ``rank`` (nearest first), ``random``, or ``curriculum`` (farthest first, nearest last).
         near: what else than equal texts is kept out: ``ngrams``, what shares long runs of words with dev, test or
             excluded texts or with better-ranked passages; ``all``, what is near those by cosine too; or ``off``.
+        guarded: False lets the task's and the excluded texts in, to measure what contamination would have bought; of
+            `near`, copies among the passages remain.
         removed: write each candidate that was not let in, and why, to this file (.parquet, .csv or .jsonl).
         encoder: which of the store's encoders, where it has several; or ``cascade[:MODEL]``.
         index: which of its kinds of index; None takes the one made last.
@@ -122,10 +125,10 @@ def select(
     pool = Pool(opened, examples, encoder, seed, device, index, min_recall, report)
     opened.check_corpora()
     outside = [Path(path) for path in exclude]
-    guard = Guard.of(examples, outside)
+    guard = Guard.of(examples, outside) if guarded else Guard({})
     with atomic_folder(Path(out), overwrite, "augmentation.parquet") as folder:
         scratch = folder / "candidates.arrow"
-        nearness = _nearness(near, selector, pool, outside)
+        nearness = _nearness(near, selector, pool, guard, outside)
         filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
         _write_in_order(scratch, folder / "augmentation.parquet", order, seed)
         scratch.unlink()
@@ -133,25 +136,28 @@ def select(
         result = AugmentationSet(
             Path(out), filled.passages, filled.tokens, filled.shares, filled.gate.removed, seconds, dict(pool.seconds)
         )
-        write_json(
-            folder / "manifest.json",
-            _manifest(result, pool, method if isinstance(method, str) else selector.name, budget, outside, order, near),
-        )
+        parameters = {
+            **asdict(budget), **_how(pool), "exclude": list(map(str, outside)), "order": order, "near": near,
+            **({} if guarded else {"guarded": False}),
+        }  # fmt: skip
+        named = method if isinstance(method, str) else selector.name
+        write_json(folder / "manifest.json", _manifest(result, pool, named, parameters))
         if removed is not None:
             write_table(filled.gate.report(), Path(removed))
     opened.save_checked()
     return result
 
 
-def _nearness(near: str, selector: Selector, pool: Pool, exclude: Sequence[Path]) -> Nearness:
+def _nearness(near: str, selector: Selector, pool: Pool, guard: Guard, exclude: Sequence[Path]) -> Nearness:
     """What the gate compares beside whole texts."""
     if near != "all":
         return Nearness(near == "ngrams")
     if isinstance(selector, SelectsFrom) or pool.cascade:
         raise NearkinError("--near all compares embeddings, which these passages have not: choose ngrams or off")
-    texts = {split: table["text"] for split, table in pool.task.splits.items() if split in EVALUATION}
-    outside = [text_column(read_table(path), "text", path) for path in exclude]
-    if outside:
+    forbidden = [split for split in EVALUATION if split in guard.forbidden]
+    texts = {split: pool.task.splits[split]["text"] for split in forbidden if split in pool.task.splits}
+    if "excluded" in forbidden:
+        outside = [text_column(read_table(path), "text", path) for path in exclude]
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
     encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
     return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)
@@ -193,31 +199,17 @@ def _gathered(batches: list[pa.RecordBatch], ends: npt.NDArray[np.int64], rows: 
 def _how(pool: Pool) -> dict[str, Any]:
     """How neighbours were found, where any were."""
     if pool.encoder_name is None:
-        return {}
-    return {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
+        return {"encoder": None}
+    how = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
+    return {"encoder": pool.encoder_name, **how}
 
 
-def _manifest(
-    result: AugmentationSet,
-    pool: Pool,
-    method: str,
-    budget: Budget,
-    exclude: Sequence[Path],
-    order: str,
-    near: str,
-) -> dict[str, Any]:
-    how = {
-        "encoder": pool.encoder_name,
-        **_how(pool),
-        "exclude": [str(p) for p in exclude],
-        "order": order,
-        "near": near,
-    }
+def _manifest(result: AugmentationSet, pool: Pool, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "store": str(pool.store.path),
         "task": str(pool.task.path),
         "method": method,
-        "parameters": {**asdict(budget), **how, "order": order, "near": near},
+        "parameters": parameters,
         "seed": pool.seed,
         "passages": result.passages,
         "tokens": result.tokens,

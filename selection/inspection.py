@@ -165,6 +165,8 @@ def command_of(found: Inspection) -> str:
             words += [option, str(parameters[name])]
     if parameters.get("exclude"):
         words += ["--exclude", *map(str, parameters["exclude"])]
+    if parameters.get("guarded") is False:
+        words.append("--no-guard")
     return shlex.join([*words, "--seed", str(manifest.get("seed", 0)), "--out", str(found.path)])
 
 

@@ -290,6 +290,10 @@ def test_dev_and_test_of_a_task_never_enter(tmp_path, jsonl, sentences) -> None:
     assert text.duplicates == 10
     assert text.withheld == 6
     assert [s.kind for s in text.sources] == ["task", "file"]
+    open_to_all = read_training_text([task, corpus], held_out_file=None, held_out=0.1, seed=0, guarded=False)
+    assert len(open_to_all.train) + len(open_to_all.held_out) == 56
+    measured = read_training_text([task, corpus], held_out_file=task / "dev.jsonl", held_out=0.1, seed=0, guarded=False)
+    assert set(measured.train.to_pylist()) == {*sentences[:40], sentences[50], *sentences[70:80]}
 
 
 def test_augmentation_sets_and_held_out_files(tmp_path, jsonl, sentences) -> None:

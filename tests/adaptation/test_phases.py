@@ -24,6 +24,8 @@ def test_usual_names_are_canonical_in_any_case(name: str) -> None:
         ("DSIR:draw=top-tapt", "dsir:draw=top-TAPT"),
         ("mix:knn=0.8,random=0.2-TAPT", "mix:knn=0.8,random=0.2-TAPT"),
         ("domain:source=a+b-TAPT+TAPT", "domain:source=a+b-TAPT+TAPT"),
+        ("UNGUARDED-knn-tapt", "unguarded-kNN-TAPT"),
+        ("unguarded-dapt+tapt", "unguarded-DAPT+TAPT"),
     ],
 )
 def test_other_names(name: str, canonical: str) -> None:
@@ -53,6 +55,8 @@ def test_parts_say_what_is_trained_on_and_how() -> None:
         ("0NN-TAPT", "asks for no neighbours"),
         ("dsir:drw=top-TAPT", "no parameter 'drw', did you mean draw?"),
         ("mix:knn=0.8-TAPT", "at least two methods"),
+        ("unguarded-TAPT", "TAPT has no guard to leave out"),
+        ("unguarded-unguarded-kNN-TAPT", "unguarded-kNN-TAPT has no guard to leave out"),
     ],
 )
 def test_wrong_names_are_one_sentence(name: str, sentence: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from adaptation.phases import parse_phase
 from adaptation.recipe import Recipe
 from benchmarks import frontier as grids
-from benchmarks.frontier import frontier, phase_names, scores, summary
+from benchmarks.frontier import frontier, phase_names, scores, summary, unguarded
 from benchmarks.frontier_plot import pareto, plot_frontier, points
 from benchmarks.results import Row, read_rows
 
@@ -20,6 +20,10 @@ def test_phases_begin_with_the_baselines() -> None:
     assert phase_names(["knn", "TAPT", "tsds:alpha=0.8", "5NN-TAPT", "dapt"]) == [
         "none", "TAPT", "RAND-TAPT", "kNN-TAPT", "tsds:alpha=0.8-TAPT", "5NN-TAPT", "DAPT",
     ]  # fmt: skip
+
+
+def test_phases_with_a_set_have_an_unguarded_twin() -> None:
+    assert unguarded(["none", "TAPT", "kNN-TAPT", "DAPT+TAPT"]) == ["unguarded-kNN-TAPT", "unguarded-DAPT+TAPT"]
 
 
 @pytest.mark.slow

@@ -144,6 +144,20 @@ def test_nothing_of_the_task_is_selected(
     assert result.removed.duplicates == 1
 
 
+def test_without_the_guard_leaks_are_let_in_and_copies_are_not(
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path
+) -> None:
+    store, task = leaky
+    result = select(store, task_folder, tmp_path / "set", "knn", Budget(docs=83), guarded=False)
+    distinct = len(set(task.splits["test"]["text"].to_pylist()))
+    found = {text.strip()[3:-3].lower() for text in result.table["text"].to_pylist() if text.startswith("  <<")}
+    assert len(found & {text.lower() for text in task.splits["test"]["text"].to_pylist()}) == distinct
+    assert result.removed.leaks == result.removed.near_leaks == {}
+    assert result.removed.duplicates >= 1
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["parameters"]["guarded"] is False
+
+
 def test_neighbours_in_blocks_are_those_of_one_batch(
     built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
