@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -267,7 +268,12 @@ class _Planner:
             kind = encoders[slug].settings.get("index", "stream")
             index = store.manifest.indexes.get(f"{slug}-{kind}")
             exact = index is None or BY_NAME[kind].exact  # all of these find the same
-            parts += [slug, encoders[slug].fingerprint, *([] if exact or index is None else [kind, index.embeddings])]
+            parts += [slug, encoders[slug].fingerprint]
+            if index is not None and not exact:
+                searched = {name: index.settings.get(name) for name in ("effort", "rerank")}
+                parts += [kind, index.embeddings, str(index.lists), json.dumps(searched, sort_keys=True)]
+            if one and one not in encoders and "cascade" in encoders[slug].settings:
+                parts.append(str(encoders[slug].settings["cascade"]))  # the precision that a cascade ends in
         return [*parts, one or ""]
 
 

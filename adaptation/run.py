@@ -10,20 +10,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from adaptation.planning import Arm, Plan, plan_recipe
 from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
-from selection.errors import NearkinError, explain_os_error
-from selection.files import human_seconds, sweep, write_json
+from selection.errors import NearkinError
+from selection.files import human_seconds, locked, sweep, write_json
 from selection.models import quiet_libraries
 from selection.versions import versions
 
@@ -111,7 +108,7 @@ def run(
     if dry_run:
         _predict(recipe, plan, cache, say)
         return RunResult([], None, time.monotonic() - started)
-    with _locked(recipe.out / ".lock", f"another run is at work in {recipe.out}: wait for it, or name another --out"):
+    with locked(recipe.out / ".lock", f"another run is at work in {recipe.out}: wait for it, or name another --out"):
         cache.mkdir(parents=True, exist_ok=True)
         sweep(cache)
         predicted = _predict(recipe, plan, cache, say)
@@ -167,27 +164,8 @@ class _Runner:
             return
         started = time.monotonic()
         self.say(f"{name}: about {human_seconds(self.predicted[step.key].seconds)}")
-        busy = f"another run that shares {self.cache} is at {step.kind} {step.title}: wait for it, and start this again"
-        with _locked(self.cache / ".locks" / step.folder(self.cache).name, busy):
-            if not step.is_done(self.cache):
-                step.run(self.cache)
+        step.make(self.cache)
         self.say(f"{name}: done in {human_seconds(time.monotonic() - started)}")
-
-
-@contextmanager
-def _locked(file: Path, busy: str) -> Iterator[None]:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(file), timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise NearkinError(busy) from None
-    except OSError as error:
-        raise explain_os_error(error, f"locking {file}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_out(out: Path) -> None:

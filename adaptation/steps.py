@@ -28,7 +28,7 @@ from adaptation import mlm
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from selection.errors import ModelError
-from selection.files import fingerprint, write_json
+from selection.files import fingerprint, locked, write_json
 from selection.filling import Budget
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,17 @@ class Step(ABC):
     @abstractmethod
     def run(self, cache: Path, say: Say = logger.info) -> None:
         """Makes the result; goes on where an earlier call was stopped."""
+
+    def make(self, cache: Path) -> None:
+        """Runs it where its result is not there.
+
+        Raises:
+            NearkinError: another process that shares the cache is at it.
+        """
+        busy = f"another run that shares {cache} is at {self.kind} {self.title}: wait for it, and start this again"
+        with locked(cache / ".locks" / self.folder(cache).name, busy):
+            if not self.is_done(cache):
+                self.run(cache)
 
     @cached_property
     def key(self) -> str:

@@ -3,7 +3,8 @@
 A cell is a task, a phase and a finetuning seed. Cells are run seed by seed, and within a seed the baselines first, so a
 grid that is stopped early still compares every arm it has. A cell is known by the key of its finetuning step, which
 covers everything that shapes its result (`adaptation.steps`), so a cell that is in the results file is never run again,
-on whichever machine the file was begun and whether or not models and sets are still there.
+on whichever machine the file was begun and whether or not models and sets are still there. A grid is what was run under
+one recipe; a cell that an earlier grid in the file has in common with it is copied into it.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from adaptation.phases import UNGUARDED, parse_phase
+from adaptation.phases import UNGUARDED, Phase, parse_phase
 from adaptation.planning import Arm, plan_recipe
 from adaptation.prediction import Predictor
 from adaptation.recipe import Recipe
-from adaptation.steps import FinetuneStep, SelectStep, Step
+from adaptation.steps import FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
-from benchmarks.results import Row, machine, read_rows, write_rows
+from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
 from benchmarks.significance import gain
 from selection.choosing import stored_encoder
-from selection.files import human_seconds, sweep, write_json
+from selection.encoders import cascade_model
+from selection.files import human_seconds, locked, sweep, write_json
 from selection.querying import open_encoder
 from selection.selectors.registry import method_names
 from selection.store import Store
@@ -79,22 +81,29 @@ def frontier(
         recipe: tasks, phases, budget and settings; its finetuning seeds are those of `seeds`.
         seeds: finetuning seeds, 0 to seeds - 1.
         out: results, a row a cell; rows of other grids in it are left as they are.
-        cache: for sets and models; None: ``steps`` in the recipe's folder.
+        cache: for sets and models; None: ``steps`` in the recipe's folder. One process at a time works in it.
         command: that this was called by, for the rows.
         say: told the forecast and each step.
 
     Returns:
-        The grid's rows: ``key``, ``task``, ``phase``, ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent);
+        The grid's rows: ``grid`` (all of the recipe but tasks and phases, as JSON), ``key``, ``task``, ``phase``,
+        ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it);
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
         ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
         ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
         (nats, on the task's dev texts); ``finetune_s``; ``sets`` (their folders in the cache, by commas);
-        ``model``, ``preset``, ``settings`` (JSON), ``commit``, ``ran_on``, ``command``.
+        ``model``, ``preset``, ``settings`` (JSON), ``commit``, ``command``.
 
     Raises:
-        NearkinError: see `adaptation.run.run`.
+        NearkinError: see `adaptation.run.run`; another process writes to `out`.
     """
-    return _Grid(recipe, seeds, out, cache or recipe.out / "steps", command, say).run()
+    cache = cache or recipe.out / "steps"
+    busy = "another grid is at work in {}: wait for it, or name another"
+    with (
+        locked(out.with_name(f".{out.name}.lock"), f"{busy.format(out)} --out"),
+        locked(cache.parent / ".lock", f"{busy.format(cache.parent)} --work"),
+    ):
+        return _Grid(recipe, seeds, out, cache, command, say).run()
 
 
 class _Grid:
@@ -107,65 +116,92 @@ class _Grid:
         self.arms = plan_recipe(recipe).arms
         ordered = sorted(self.arms, key=lambda arm: recipe.phases.index(arm.phase))
         self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
+        self.grid = _shape(recipe)
         self.rows = read_rows(out)
         self.commit = _commit()
         self._embedding: float | None = None
 
     def run(self) -> list[Row]:
-        keys = {_key(arm, seed) for arm, seed in self.cells}
-        done = {row["key"] for row in self.rows}
-        left = [cell for cell in self.cells if _key(*cell) not in done]
+        self._copy_shared()
+        mine = self._mine()
+        left = [cell for cell in self.cells if _place(*cell) not in mine]
         if left:
             self.cache.mkdir(parents=True, exist_ok=True)
             sweep(self.cache)
-            predicted = self._predict(left)
-            started = time.monotonic()
             for arm, _ in left:  # before any training: it takes little, and what is wrong with a set shows early
                 self._select(arm)
+            predicted = self._predict(left)
+            self.say(
+                f"{len(left)} cells of {len(self.cells)} to do, {len({arm.finetune.key for arm, _ in left})} arms: "
+                f"about {human_seconds(sum(predicted))}"
+            )
+            started = time.monotonic()
             for number, (arm, seed) in enumerate(left, 1):
                 row = self._cell(arm, seed)
                 self.rows.append(row)
                 write_rows(self.rows, self.out)
+                taken, foreseen = time.monotonic() - started, sum(predicted[:number])
                 self.say(
-                    f"[{number}/{len(left)}] {arm.task}, {arm.phase.name}, seed {seed}: test {row['test']:.2f}, "
-                    f"{human_seconds(time.monotonic() - started)} so far of about {human_seconds(predicted)}"
+                    f"[{number}/{len(left)}] {arm.task}, {arm.phase.name}, seed {seed}: test {row['test']:.2f}; "
+                    f"{human_seconds(taken)} so far, {human_seconds(foreseen)} predicted for it, "
+                    f"about {human_seconds(taken / foreseen * sum(predicted[number:]))} to come"
                 )
-            taken = time.monotonic() - started
-            self.say(f"predicted {human_seconds(predicted)}, took {human_seconds(taken)}")
-        return [row for row in self.rows if row["key"] in keys]
+        mine = self._mine()
+        return [mine[_place(*cell)] for cell in self.cells]
 
-    def _predict(self, left: Sequence[tuple[Arm, int]]) -> float:
-        """Seconds that the cells to come will take; also says it."""
+    def _mine(self) -> dict[tuple[str, str, int], Row]:
+        """This grid's rows by task, phase and seed."""
+        return {
+            (row["task"], row["phase"], row["seed"]): row for row in self.rows
+            if (row.get("grid"), row.get("model")) == (self.grid, self.recipe.model)
+        }  # fmt: skip
+
+    def _copy_shared(self) -> None:
+        """Takes over what other grids in the file have run already, or this one under another name."""
+        mine, known = self._mine(), {row.get("key"): row for row in self.rows}
+        shared = [cell for cell in self.cells if _place(*cell) not in mine and _key(*cell) in known]
+        for arm, seed in shared:
+            about = {"grid": self.grid, "phase": arm.phase.name, "command": self.command, **self._about()}
+            self.rows.append(known[_key(arm, seed)] | about)
+        if shared:
+            write_rows(self.rows, self.out)
+
+    def _about(self) -> Row:
+        return {"model": self.recipe.model, "preset": self.recipe.preset, "budget": self.recipe.tokens}
+
+    def _predict(self, left: Sequence[tuple[Arm, int]]) -> list[float]:
+        """Seconds that each of the cells to come will take, in this order; the first of an arm trains it."""
         predictor = Predictor(self.recipe.model, self.cache)
-        steps: dict[str, Step] = {}
-        total = 0.0
+        seen: set[str] = set()
+        seconds = []
         for arm, _ in left:
-            steps |= {step.key: step for step in arm.steps if not isinstance(step, FinetuneStep)}
+            fresh = {
+                step.key: step for step in arm.steps if not isinstance(step, FinetuneStep) and step.key not in seen
+            }
             one = replace(arm.finetune, settings=replace(arm.finetune.settings, seeds=1))
-            total += predictor.predict(one).seconds
-        total += sum(predictor.predict(step).seconds for step in steps.values() if not step.is_done(self.cache))
-        arms = len({arm.finetune.key for arm, _ in left})
-        self.say(f"{len(left)} cells of {len(self.cells)} to do, {arms} arms: about {human_seconds(total)}")
-        return total
+            seconds.append(sum(predictor.predict(step).seconds for step in (*fresh.values(), one)))
+            seen |= fresh.keys()
+        return seconds
 
     def _cell(self, arm: Arm, seed: int) -> Row:
         selecting = self._select(arm)
         for step in (arm.before, *arm.adapts, arm.loss):
             if not step.is_done(self.cache):
                 self.say(f"{step.kind} {step.title}")
-                step.run(self.cache)
+                step.make(self.cache)
         adapted = [step.record(self.cache) for step in arm.adapts]
         tuned = self._finetune(arm, seed)
         settings = {"finetune": arm.finetune.shape()["settings"], "adapt": [s.shape()["settings"] for s in arm.adapts]}
         return {
-            "key": _key(arm, seed), "task": arm.task, "phase": arm.phase.name, "seed": seed, **tuned, **selecting,
+            "grid": self.grid, "key": _key(arm, seed), "task": arm.task, "phase": arm.phase.name, "seed": seed,
+            **tuned, **selecting,
             "steps": sum(record["steps"] for record in adapted),
             "tokens": sum(record["tokens_seen"] for record in adapted),
             "pretrain_s": sum(record["seconds"] for record in adapted),
             "loss_before": arm.before.record(self.cache)["loss"], "loss": arm.loss.record(self.cache)["loss"],
-            "model": self.recipe.model, "preset": self.recipe.preset, "settings": json.dumps(settings, sort_keys=True),
+            **self._about(), "settings": json.dumps(settings, sort_keys=True),
             "sets": ",".join(step.folder(self.cache).name for step in arm.selects),
-            "budget": self.recipe.tokens, "commit": self.commit, "ran_on": machine(), "command": self.command,
+            "commit": self.commit, "command": self.command,
         }  # fmt: skip
 
     def _select(self, arm: Arm) -> Row:
@@ -175,7 +211,7 @@ class _Grid:
             file = step.folder(self.cache).with_suffix(".timing.json")
             if not (step.is_done(self.cache) and file.exists()):
                 self.say(f"{step.kind} {step.title}")
-                step.run(self.cache)
+                step.make(self.cache)
                 write_json(file, self._time(step))
             timing, record = json.loads(file.read_text(encoding="utf-8")), step.record(self.cache)
             for name in ("embed_s", "first_s", "again_s"):
@@ -188,15 +224,18 @@ class _Grid:
         if step.store is None:
             return {"embed_s": 0.0, "first_s": 0.0, "again_s": 0.0}
         store = Store(step.store)
-        slug = open_encoder(store, step.encoder)
+        options = {
+            "encoder": step.encoder, "budget": step.budget, "seed": step.seed, "near": step.near,
+            "exclude": step.exclude, "guarded": step.guarded,
+        }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
             target = Path(scratch) / "set"
-            arguments = (store.path, step.task, step.method, slug, step.budget, step.seed, target)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(time_selection, *arguments).result()
-        needs_vectors = found["encode_s"] > 0
+                found = pool.submit(time_selection, store.path, step.task, step.method, target, options).result()
+        # A cascade encodes what it needs within the selection.
+        needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
         return {
-            "embed_s": self._embedding_seconds(store, slug) if needs_vectors else 0.0,
+            "embed_s": self._embedding_seconds(store, open_encoder(store, step.encoder)) if needs_vectors else 0.0,
             "first_s": found["first_s"],
             "again_s": found["again_s"],
         }
@@ -224,15 +263,38 @@ class _Grid:
         task = load_labelled(step.task)
         metric = step.settings.metric or metric_of(task.task.name)
         folder = transformer_folder(step.before.location(self.cache))
-        tuning = Finetuning(folder, task, step.settings, metric, use_bf16(step.settings.bf16), lambda line: None)
+        settled = self._settled()
+        bf16 = use_bf16(step.settings.bf16) if settled is None else settled
+        tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
         with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
             _, result = tuning.train(seed, Path(scratch))
-        found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test}
+        found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test, "bf16": tuning.bf16}
         return {**found, "finetune_s": result.seconds, "best_epoch": result.best_epoch}
+
+    def _settled(self) -> bool | None:
+        """What this grid's finetuning computed in before, so that seeds compare; None at the first cell."""
+        return next((row["bf16"] for row in self._mine().values()), None)
 
 
 def _key(arm: Arm, seed: int) -> str:
     return f"{arm.finetune.key[:24]}-{seed}"
+
+
+def _place(arm: Arm, seed: int) -> tuple[str, str, int]:
+    return arm.task, arm.phase.name, seed
+
+
+def _shape(recipe: Recipe) -> str:
+    """All of a recipe that shapes cells but tasks and phases, as JSON."""
+    names = ("seed", "k", "tokens", "docs", "domain", "unrelated", "curated", "transfer", "encoder", "near")
+    base = Phase(())
+    settings = {
+        "adapt": asdict(recipe.adapting(base, "adapt")), "dapt": asdict(recipe.adapting(base, "dapt")),
+        "finetune": asdict(recipe.finetuning(base)),
+    }  # fmt: skip
+    for table, unshaping in (("adapt", "checkpoint_minutes"), ("dapt", "checkpoint_minutes"), ("finetune", "seeds")):
+        settings[table].pop(unshaping)
+    return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase})
 
 
 def _commit() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adaptation.phases import UNGUARDED
 from benchmarks.frontier import summary
 from benchmarks.results import Row
 from selection.files import human_seconds
@@ -73,14 +74,14 @@ def plot_frontier(rows: Sequence[Row], path: Path) -> None:
     """Mean F1 against each cost of `AXES`, a panel each; the Pareto front is drawn as a line.
 
     Args:
-        rows: of one grid.
+        rows: of one grid; phases without the leak guard are left out.
         path: .png, .svg or .pdf.
     """
     from matplotlib.figure import Figure
 
     from selection.plotting import save
 
-    found = points(rows)
+    found = points([row for row in rows if UNGUARDED not in row["phase"]])
     figure = Figure(figsize=(11, 12), layout="constrained")
     panels = []
     for number, (axis, title, logarithmic) in enumerate(AXES):

@@ -1,8 +1,8 @@
 """The report: what a grid of `nearkin bench frontier` found, for a person; the function behind `report`.
 
-A results file may hold several grids: of different models, presets, finetuning settings or budgets. One is shown, the
-newest unless another is asked for. Where a cell was run twice, with other settings of masked-LM training, the newer row
-counts. Means and plots are over the phases that have every task, since means over different tasks do not compare.
+A results file may hold several grids: what was run under one recipe each. One is shown, the newest unless another is
+asked for. Means and plots are over the phases that have every task, since means over different tasks do not compare;
+phases without the leak guard are no results, and stand in the tables alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaptation.phases import parse_phase
+from adaptation.phases import UNGUARDED
 from benchmarks.frontier import scores
 from benchmarks.frontier_plot import Point, pareto, plot_frontier, points
 from benchmarks.report_examples import TaskExamples, examples_of
@@ -34,8 +34,8 @@ MADE_BY = "nearkin bench frontier"
 NOISE = 0.05
 OVER = ("none", "RAND-TAPT")
 COLUMNS = pa.schema(
-    [pa.field(name, pa.string(), False) for name in ("key", "task", "phase", "metric", "sets", "model")]
-    + [pa.field(name, pa.string(), False) for name in ("preset", "settings", "commit", "ran_on", "command")]
+    [pa.field(name, pa.string(), False) for name in ("grid", "key", "task", "phase", "metric", "sets", "model")]
+    + [pa.field(name, pa.string(), False) for name in ("preset", "settings", "commit", "command")]
     + [pa.field(name, pa.int64(), False) for name in ("seed", "passages", "set_tokens", "steps", "tokens")]
     + [pa.field(name, pa.float64(), False) for name in ("dev", "test", "embed_s", "first_s", "again_s")]
     + [pa.field(name, pa.float64(), False) for name in ("pretrain_s", "finetune_s")]
@@ -45,24 +45,37 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells that were run alike, and what is to be said of them.
+    """Cells that were run under one recipe, and what is to be said of them.
 
     Attributes:
-        model, preset: that all have; budget: tokens of each set, None where the file names none.
         rows: one a cell, with the columns of `benchmarks.frontier.frontier`, and time, machine and versions.
-        superseded: how many further rows there are of the same cells.
     """
 
-    model: str
-    preset: str
-    budget: int | None
     rows: list[Row]
-    superseded: int = 0
+
+    @property
+    def model(self) -> str:
+        return str(self.rows[0]["model"])
+
+    @property
+    def preset(self) -> str:
+        return str(self.rows[0]["preset"])
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens of each set; None where the recipe names none."""
+        found: int | None = self.rows[0]["budget"]
+        return found
 
     @property
     def name(self) -> str:
         sets = f", sets of {self.budget:,} tokens" if self.budget is not None else ""
         return f"{Path(self.model).name}, preset {self.preset}{sets}"
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What the grid was run under, by dotted names: ``tokens``, ``adapt.epochs``, ..."""
+        return _flat({"model": self.model, "preset": self.preset, **json.loads(self.rows[0]["grid"])})
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -85,8 +98,8 @@ class Grid:
 
     @cached_property
     def compared(self) -> list[Row]:
-        """The rows of phases that have every task."""
-        return [row for row in self.rows if row["phase"] not in self.lacking]
+        """The rows of guarded phases that have every task."""
+        return [row for row in self.rows if row["phase"] not in self.lacking and UNGUARDED not in row["phase"]]
 
     @cached_property
     def points(self) -> list[Point]:
@@ -113,7 +126,7 @@ class Grid:
         pairs = max((g.pairs for by in self.gains.values() if (g := by["none"]) is not None), default=0)
         if pairs > 0 and 2 ** (1 - pairs) > NOISE:
             first += (
-                f" With {pairs} pairs of runs p cannot fall below {2.0 ** (1 - pairs):.2g}: run more seeds or tasks."
+                f" With {pairs} pairs of runs p cannot fall below {2.0 ** (1 - pairs):.2g}: run more tasks or seeds."
             )
         return first
 
@@ -147,6 +160,14 @@ class Report:
     @property
     def grid(self) -> Grid:
         return self.grids[self.number - 1]
+
+    @cached_property
+    def told_apart(self) -> list[str]:
+        """Of each grid, its settings that not all grids share."""
+        recipes = [grid.recipe for grid in self.grids]
+        names = dict.fromkeys(name for recipe in recipes for name in recipe)
+        differ = [name for name in names if len({json.dumps(recipe.get(name)) for recipe in recipes}) > 1]
+        return [", ".join(f"{name} {recipe[name]}" for name in differ if name in recipe) for recipe in recipes]
 
     def html(self) -> str:
         """All of it as a page that needs nothing else; see `selection.pages`."""
@@ -212,53 +233,20 @@ def report(
 def grids_of(rows: Sequence[Row]) -> list[Grid]:
     """The grids of a results file, oldest first; a grid is as old as its last row.
 
-    A cell that is in the file is never run again, so a later grid has what it shares with an earlier one in that one's
-    rows: ``none`` of the same model and finetuning, and with the same preset all phases that select nothing by budget.
-
     Args:
         rows: in the order in which they were written.
     """
-    own: dict[tuple[Any, ...], list[int]] = {}
-    tuned = _finetuning(rows)
+    together: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(rows):
-        own.setdefault((row["model"], tuned[number], row["preset"], row["budget"]), []).append(number)
-    grids = []
-    for key, numbers in sorted(own.items(), key=lambda item: item[1][-1]):
-        model, tuning, preset, budget = key
-        shared = [
-            number for number, row in enumerate(rows)
-            if number not in numbers and (row["model"], tuned[number]) == (model, tuning)
-            and (row["phase"] == "none" or (row["preset"] == preset and not _by_budget(row["phase"])))
-        ]  # fmt: skip
-        cells = {_cell(rows[number]): number for number in (*shared, *numbers)}
-        kept = [rows[number] for number in sorted(cells.values())]
-        grids.append(Grid(model, preset, budget, kept, len(numbers) - len(set(numbers) & set(cells.values()))))
-    return _without_shared_only(grids)
+        together.setdefault((row["model"], row["grid"]), []).append(number)
+    found = sorted(together.values(), key=lambda numbers: numbers[-1])
+    return [Grid([rows[number] for number in numbers]) for numbers in found]
 
 
-def _without_shared_only(grids: list[Grid]) -> list[Grid]:
-    """Grids that say something the others do not: those whose every cell another has as well are left out."""
-    keys = [{row["key"] for row in grid.rows} for grid in grids]
-    return [
-        grid for at, grid in enumerate(grids)
-        if not any(keys[at] < other or (keys[at] == other and at < n) for n, other in enumerate(keys) if n != at)
-    ]  # fmt: skip
-
-
-def _cell(row: Row) -> tuple[str, str, int]:
-    return row["task"], row["phase"], row["seed"]
-
-
-def _finetuning(rows: Sequence[Row]) -> list[str]:
-    """For each row, the finetuning settings of its grid's ``none``; a phase may have settings of its own."""
-    own = [json.dumps(settings_of(row).get("finetune"), sort_keys=True) for row in rows]
-    usual = {(row["model"], settings) for row, settings in zip(rows, own, strict=True) if row["phase"] == "none"}
-    last: dict[str, str] = {}
-    found = []
-    for row, settings in zip(rows, own, strict=True):
-        if row["phase"] == "none":
-            last[row["model"]] = settings
-        found.append(settings if (row["model"], settings) in usual else last.get(row["model"], settings))
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
     return found
 
 
@@ -269,11 +257,3 @@ def settings_of(row: Row) -> dict[str, Any]:
     except ValueError:
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def _by_budget(phase: str) -> bool:
-    """Whether a phase selects passages, so that the grid's budget shapes it."""
-    try:
-        return any(part.text == "selected" for part in parse_phase(phase).parts)
-    except NearkinError:  # of a package that is not installed here
-        return True

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from adaptation.cards import ARMS, cards, paper_rows
+from adaptation.phases import UNGUARDED
 from benchmarks.frontier import scores
 from benchmarks.frontier_plot import AXES, Point, dots_of
 from benchmarks.report import Grid, Report, p_of, settings_of
@@ -33,7 +34,9 @@ PAPER = (
 )
 PAIRED = (
     f"Points of F1, paired by seed within a task, tasks weighing alike; below, a {LEVEL:.0%} bootstrap interval. "
-    "p is of a two-sided sign-flip test, not corrected for the number of phases."
+    "p is of a two-sided sign-flip test, not corrected for the number of phases. All seeds of a phase and task "
+    "finetune one adapted model, so both speak of these models: how another draw of the set or of the masks would "
+    "differ is not in them."
 )
 COSTS = (
     "Means over tasks. Embedding is that of the whole corpus, predicted from a trial, and done once for all tasks. "
@@ -99,13 +102,15 @@ def _notes(found: Report) -> str:
     said = []
     if len(found.grids) > 1:
         names = "; ".join(
-            f"{number}: {grid.name}, {len(grid.rows):,} cells" for number, grid in enumerate(found.grids, 1)
+            f"{number}: {len(grid.rows):,} cells, {apart}"
+            for number, (grid, apart) in enumerate(zip(found.grids, found.told_apart, strict=True), 1)
         )
         newest = ", the newest" if found.number == len(found.grids) else ""
         said.append(f"The file holds {len(found.grids)} grids ({names}). This is number {found.number}{newest}.")
-    if found.grid.superseded:
+    if leaks := [phase for phase in found.grid.phases if UNGUARDED in phase]:
         said.append(
-            f"{found.grid.superseded:,} older rows of the same cells, run with other settings, are not counted."
+            f"{join(leaks)}: trained on text that holds dev and test texts. They show what contamination would buy, "
+            "are no results, and are left out of plots and means."
         )
     if found.grid.lacking:
         lacks = join(f"{phase} (not run for {join(tasks)})" for phase, tasks in found.grid.lacking.items())
@@ -164,7 +169,7 @@ def _column(
     phases: Sequence[str], values: dict[str, list[float]], paper: dict[str, str | None], most: int
 ) -> list[str | Cell]:
     """Cells of a task, one a phase: mean and deviation of `values`; below, the paper's, and seeds if not `most`."""
-    top = max(map(np.mean, values.values()), default=0.0)
+    top = max((np.mean(found) for phase, found in values.items() if UNGUARDED not in phase), default=0.0)
     cells: list[str | Cell] = []
     for phase in phases:
         if phase not in values:
@@ -174,7 +179,13 @@ def _column(
         below = [f"paper {theirs}"] if theirs else []
         below += [f"{len(found)} of {most} seeds"] if len(found) < most else []
         sd = float(np.std(found, ddof=1)) if len(found) > 1 else None
-        cells.append(Cell(_figure(float(np.mean(found)), sd), ", ".join(below), bool(np.mean(found) == top)))
+        cells.append(
+            Cell(
+                _figure(float(np.mean(found)), sd),
+                ", ".join(below),
+                bool(np.mean(found) == top and UNGUARDED not in phase),
+            )
+        )
     return cells
 
 
@@ -276,7 +287,7 @@ def _settings(grid: Grid) -> Iterator[tuple[str, str]]:
     read = {row["phase"]: settings_of(row) for row in grid.rows}
     yield from (("finetuning", said) for said in _said({p: [s.get("finetune", {})] for p, s in read.items()}))
     yield from (("masked LM", said) for said in _said({p: s.get("adapt", []) for p, s in read.items()}))
-    yield "machine", "; ".join(grid.different("ran_on"))
+    yield "machine", "; ".join(grid.different("machine"))
     yield "versions", grid.rows[-1]["versions"]
     yield "commit", ", ".join(filter(None, grid.different("commit"))) or "none: not run from a source tree"
 

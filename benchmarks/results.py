@@ -61,8 +61,10 @@ def write_rows(rows: Sequence[Row], out: Path | None) -> None:
     }
     for row in rows:
         row |= {name: value for name, value in common.items() if name not in row}
+    columns = dict.fromkeys(name for row in rows for name in row)  # those that an older row lacks, too
+    table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
     with atomic_write(out) as aside:
-        pq.write_table(pa.Table.from_pylist(list(rows)), aside)
+        pq.write_table(table, aside)
 
 
 def read_rows(out: Path | None) -> list[Row]:

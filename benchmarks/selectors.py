@@ -12,9 +12,10 @@ import multiprocessing
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,8 +98,8 @@ def selectors(
             target = folder / f"{examples.name}-{method.replace(':', '-').replace(',', '-')}"
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 how = PEERS[method]() if method in PEERS else method
-                arguments = (Path(store), path, how, slug, Budget(tokens=tokens), seed, target)
-                row = pool.submit(time_selection, *arguments).result()
+                options = {"encoder": slug, "budget": Budget(tokens=tokens), "seed": seed}
+                row = pool.submit(time_selection, Path(store), path, how, target, options).result()
             judge = judge or _Judge(opened, path, domain, slug)
             rows.append({"task": examples.name, "method": method, **same, **row, **judge(target)})
             say(f"{examples.name}: {method} {row['first_s']:.1f} s, again {row['again_s']:.1f} s")
@@ -114,14 +115,12 @@ def _named(store: Store, task: str) -> tuple[Path, str | None]:
     return Path(path), domain or None
 
 
-def time_selection(
-    store: Path, task: Path, how: str | Selector, slug: str, budget: Budget, seed: int, target: Path
-) -> Row:
+def time_selection(store: Path, task: Path, how: str | Selector, target: Path, options: Mapping[str, Any]) -> Row:
     """Selects twice, in this process, from a copy of the store that knows nothing of the task.
 
     Args:
         how: as `selection.augmentation.select` takes a method.
-        slug: encoder, as the store names it.
+        options: further arguments of it.
         target: where the set stays; the copy of the store lies beside it meanwhile.
 
     Returns:
@@ -137,7 +136,7 @@ def time_selection(
     taken, chosen = [], None
     for _ in range(2):
         start = time.perf_counter()
-        again = select(fresh, task, target, how, budget, seed=seed, encoder=slug, overwrite=True)
+        again = select(fresh, task, target, how, overwrite=True, **options)
         taken.append(time.perf_counter() - start)
         chosen = chosen or again
     assert chosen is not None

@@ -4,6 +4,9 @@ Arms are compared seed by seed within a task, since a seed draws the same classi
 weigh alike, however many seeds each has. The p-value is that of a sign-flip permutation test (exact where there are few
 pairs), the interval a percentile bootstrap that draws seeds anew within each task (Dror et al., 2018, section 3.2, on
 both). With three seeds of one task the least p-value there can be is 0.25: pool tasks, or run more seeds.
+
+What is tested is the finetuning of given models. Where all seeds of an arm share one adapted model, the noise of
+selection and of masked-LM training is not in p: only more tasks, or more such models, speak of the method.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class Gain:
 
     Attributes:
         mean: of the tasks' mean differences, in points of F1.
-        low, high: ends of its interval at `LEVEL`; None where no task has two seeds.
+        low, high: ends of its interval at `LEVEL`; None where a task has one seed alone.
         p: two-sided.
         pairs: seeds of all tasks.
         tasks: how many.
@@ -78,7 +81,7 @@ def _p(parts: npt.NDArray[np.float64], draws: np.random.Generator) -> float:
 def _interval(
     differences: list[npt.NDArray[np.float64]], draws: np.random.Generator
 ) -> tuple[float | None, float | None]:
-    if max(map(len, differences)) < 2:
+    if min(map(len, differences)) < 2:
         return None, None
     means = np.mean([d[draws.integers(len(d), size=(DRAWS, len(d)))].mean(axis=1) for d in differences], axis=0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock, Timeout
 
 from selection.errors import NearkinError, explain_os_error
 
@@ -101,6 +102,27 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with sorted keys, atomically."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Holds a lock file, made with its folder; no two processes hold it at once.
+
+    Raises:
+        NearkinError: with `busy` as its sentence, where another process holds it.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(file), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise NearkinError(busy) from None
+    except OSError as error:
+        raise explain_os_error(error, f"locking {file}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sweep(folder: Path) -> None:

@@ -58,8 +58,8 @@ def made(
                     "passages": 1000 * place * selects, "set_tokens": 290_000 * selects, "steps": 600 * trained,
                     "tokens": (2_000_000 + 60_000 * place) * trained, "pretrain_s": (60.0 + 5 * place) * trained,
                     "loss_before": 3.0, "loss": 3.0 - 0.1 * place if trained else None, "sets": "",
-                    "model": "tiny/model", "commit": "abc1234", "ran_on": "a processor, 2 CPUs, 1 threads",
-                    "preset": "quick", "budget": budget,
+                    "model": "tiny/model", "commit": "abc1234", "machine": "a processor, 2 CPUs, 1 threads",
+                    "preset": "quick", "budget": budget, "grid": json.dumps({"tokens": budget, "adapt": {"epochs": 3}}),
                     "settings": json.dumps({"finetune": {"epochs": 8, "learning_rate": 1e-4, "bf16": "auto"},
                                             "adapt": [{"max_steps": 600, "epochs": 100, "seed": 0}] * trained}),
                     "command": "nearkin bench frontier store --tasks a b --out frontier.parquet", **keys,
@@ -166,9 +166,9 @@ def test_finding_is_honest_about_noise(tmp_path: Path) -> None:
     assert "With 3 pairs of runs p cannot fall below 0.25" in few
 
 
-def test_newest_of_several_grids_with_what_it_shares(tmp_path: Path, cli: Cli) -> None:
+def test_newest_of_several_grids(tmp_path: Path, cli: Cli) -> None:
     old = made(budget=100_000)
-    new = [row for row in made(("none", "RAND-TAPT", "50NN-TAPT"), budget=200_000) if row["phase"] != "none"]
+    new = made(("none", "RAND-TAPT", "50NN-TAPT"), budget=200_000)
     other = made(("none", "TAPT"), model="another")
     results = written(tmp_path / "r.parquet", [*other, *old, *new])
     code, out, _ = cli("report", results)
@@ -176,21 +176,24 @@ def test_newest_of_several_grids_with_what_it_shares(tmp_path: Path, cli: Cli) -
     assert "holds 3 grids; shown is number 3" in out
     assert "sets of 200,000 tokens" in out
     grids = grids_of([*other, *old, *new])
-    shared = ["none", "TAPT", "DAPT", "DAPT+TAPT"]
-    assert [grid.phases for grid in grids] == [["none", "TAPT"], list(PHASES), [*shared, "RAND-TAPT", "50NN-TAPT"]]
-    assert grids[1].rows == old
-    assert {row["budget"] for row in grids[2].rows if row["phase"] == "50NN-TAPT"} == {200_000}
+    assert [grid.rows for grid in grids] == [other, old, new]
+    assert "3: 27 cells, model tiny/model, tokens 200000" in text_of((tmp_path / "r.html").read_text())
     code, out, _ = cli("report", results, "--grid", 1)
     assert "another" in (tmp_path / "r.html").read_text()
     assert cli("report", results, "--grid", 4)[0] == 1
 
 
-def test_a_cell_run_again_with_other_settings_counts_once() -> None:
-    again = [row | {"key": row["key"] + "x", "test": 1.0} for row in made() if row["phase"] == "TAPT"]
-    (grid,) = grids_of([*made(), *again])
-    assert grid.superseded == 9
-    assert len(grid.rows) == len(made())
-    assert {row["test"] for row in grid.rows if row["phase"] == "TAPT"} == {1.0}
+def test_phases_without_the_guard_win_nothing(tmp_path: Path) -> None:
+    leaky = "unguarded-50NN-TAPT"
+    found = report(written(tmp_path / "r.parquet", made((*PHASES, leaky))), plots=tmp_path, say=print)
+    assert leaky not in {point.phase for point in found.grid.points}
+    assert leaky not in found.grid.finding
+    shown = table_of(sections(found.html())["F1 by task"])
+    assert "*" not in "".join(shown[leaky])
+    assert shown["DAPT+TAPT"][0].startswith("*")
+    assert leaky in table_of(sections(found.html())["Gains"])
+    assert f"{leaky}: trained on text that holds dev and test texts" in text_of(found.html())
+    assert leaky not in (tmp_path / "r.svg").read_text()
 
 
 def test_a_grid_stopped_early_compares_only_what_has_every_task(tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_a_grid_stopped_early_compares_only_what_has_every_task(tmp_path: Path) 
     assert found.grid.lacking == {"DAPT+TAPT": ["sciie"]}
     assert "DAPT+TAPT" not in {point.phase for point in found.grid.points}
     assert "DAPT+TAPT (not run for sciie)" in text_of(found.html())
-    alone = Grid("m", "quick", None, [row for row in rows if row["phase"] == "DAPT+TAPT" or row["task"] == "sciie"])
+    alone = Grid([row for row in rows if row["phase"] == "DAPT+TAPT" or row["task"] == "sciie"])
     assert "none can be compared" not in found.grid.finding
     assert "none can be compared" in alone.finding
 
@@ -209,7 +212,7 @@ def test_a_grid_stopped_early_compares_only_what_has_every_task(tmp_path: Path) 
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_text("no"), "is not a results file of `nearkin bench frontier`"),
-        (lambda path: written(path, [{"corpus": "x", "seconds": 1.0}]), "it has no column key"),
+        (lambda path: written(path, [{"corpus": "x", "seconds": 1.0}]), "it has no column grid"),
         (lambda path: written(path, [row | {"test": None} for row in made()]), "its column test has gaps"),
         (lambda path: written(path, [row | {"test": "high"} for row in made()]), "is not a results file"),
         (lambda path: pq.write_table(pq.read_table(written(path, made()))[:0], path), "holds no rows"),
@@ -336,7 +339,7 @@ def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProc
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_page_in_a_browser(sets: Path, tmp_path: Path) -> None:
-    hostile = {"command": NASTY, "ran_on": NASTY, "model": NASTY, "commit": NASTY}
+    hostile = {"command": NASTY, "machine": NASTY, "model": NASTY, "commit": NASTY}
     rows = [row | hostile for row in rows_with_sets()] + [row | hostile for row in made()]
     found = report(written(tmp_path / "page.parquet", rows), sets=sets, say=print)
     assert "no longer there: of bm25-TAPT." in found.html()

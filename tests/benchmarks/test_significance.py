@@ -34,9 +34,12 @@ def test_tasks_weigh_alike_and_only_common_seeds_count() -> None:
     assert found is not None
     assert (found.mean, found.pairs, found.tasks) == (pytest.approx((2 + 10) / 2), 4, 2)
     assert found.p == pytest.approx(2 / 16)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.mean < found.high
+    assert found.low is found.high is None  # b and its one seed have no spread to draw from
+    both = gain(arm | {"b": {0: 50.0, 6: 3.0}}, other)
+    assert both is not None
+    assert both.low is not None
+    assert both.high is not None
+    assert both.low < both.mean < both.high
     assert gain({"a": {0: 1.0}}, {"b": {0: 1.0}}) is None
 
 
