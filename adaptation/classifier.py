@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from transformers import TrainerCallback, set_seed
 
-from adaptation.finetune import LARGE_TASK, FinetuneSettings, SeedResult, f1
+from adaptation.finetune import FinetuneSettings, SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
 from adaptation.tasks import LabelledTask, Metric
@@ -52,10 +52,10 @@ class Finetuning:
         self.splits = {name: examples for name, (examples, _) in encoded.items()}
         self.cut = sum(cut for _, cut in encoded.values())
         train = len(self.splits["train"])
-        self.epochs = settings.epochs or (3 if train > LARGE_TASK else 10)
         count = self._processes.num_processes
         self._per_device = max(settings.batch_size // count, 1)
         self.steps = math.ceil(train / (self._per_device * count))
+        self.epochs = settings.passes(train, self.steps)
 
     @property
     def is_main_process(self) -> bool:

@@ -132,6 +132,7 @@ def _register_finetune(subparsers: Subparsers) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for results.json")
     add("--seeds", type=int, default=usual.seeds, metavar="N", help="runs, seeds 0 to N-1 (default %(default)s)")
     add("--epochs", type=int, metavar="N", help="most passes over train (default: 10, or 3 above 5000 examples)")
+    add("--steps", type=int, metavar="N", help="about so many optimiser steps at most, in whole epochs")
     add(
         "--patience", type=int, default=usual.patience, metavar="N",
         help="stop after N epochs without a better dev F1 (default %(default)s)",
@@ -225,6 +226,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     settings = FinetuneSettings(
         seeds=options.seeds,
         epochs=options.epochs,
+        max_steps=options.steps,
         patience=options.patience,
         batch_size=options.batch_size,
         learning_rate=options.lr,

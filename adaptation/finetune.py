@@ -37,6 +37,7 @@ class FinetuneSettings:
     Attributes:
         seeds: runs, with seeds 0 to seeds - 1.
         epochs: most passes over train; None for 10, or 3 above `LARGE_TASK` examples.
+        max_steps: about so many optimiser steps at most, in whole epochs: fewer of them where train is large.
         patience: epochs without a better dev F1 after which a run stops.
         batch_size: examples an optimiser step takes.
         learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
@@ -49,6 +50,7 @@ class FinetuneSettings:
 
     seeds: int = 5
     epochs: int | None = None
+    max_steps: int | None = None
     patience: int = 3
     batch_size: int = 16
     learning_rate: float = 2e-5
@@ -64,8 +66,15 @@ class FinetuneSettings:
                 raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
         if self.epochs is not None and self.epochs < 1:
             raise NearkinError(f"epochs must be at least 1, not {self.epochs}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise NearkinError(f"steps must be at least 1, not {self.max_steps}")
         if self.metric not in (None, "macro", "micro"):
             raise NearkinError(f"metric {self.metric} is neither macro nor micro")
+
+    def passes(self, examples: int, steps: int) -> int:
+        """Epochs, at most, over so many training examples in so many steps each."""
+        epochs = self.epochs or (3 if examples > LARGE_TASK else 10)
+        return epochs if self.max_steps is None else min(epochs, max(round(self.max_steps / steps), 1))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
-from selection.files import TextFingerprint, atomic_folder, fingerprint, human_seconds, write_json
+from selection.files import (
+    TextFingerprint,
+    atomic_folder,
+    check_replaceable,
+    fingerprint,
+    human_seconds,
+    write_json,
+)
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 
@@ -106,7 +113,7 @@ class AdaptResult:
         tokens_seen: tokens that went through the model in them, padding not counted.
         training_seconds: of the steps that this call took, checkpoints included, measuring and the warm-up not.
         training_tokens: that went through the model in them.
-        seconds: wall time of this call.
+        seconds: wall time, that of calls which were stopped included up to their last checkpoint.
     """
 
     out: Path
@@ -157,8 +164,7 @@ def adapt(
     """
     started = time.monotonic()
     settings, out = settings or AdaptSettings(), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise NearkinError(f"{out} exists already: name another folder, or pass --overwrite to replace it")
+    check_replaceable(out, overwrite, RESULT_FILE)
     # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
@@ -230,7 +236,7 @@ class _Run:
 
         settings = self.settings
         found = JointTask.of(self.task, tokenizer, self.max_tokens, settings.task_batch, settings.task_weight)
-        found.add_head(self.model, self.model.config.hidden_dropout_prob, settings.seed)
+        found.add_head(self.model, getattr(self.model.config, "hidden_dropout_prob", 0.1), settings.seed)
         return found
 
     def _identity(self) -> str:
@@ -254,12 +260,17 @@ class _Run:
 
         note = self.work / "progress.json"
         if self.processes.is_main_process:
+            if self.work.exists() and not note.exists() and (not self.work.is_dir() or any(self.work.iterdir())):
+                raise NearkinError(
+                    f"{self.work} is no unfinished training and in the way: move it, or name another --out"
+                )
             known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
             if known.get("identity") != self.identity:
-                if known:
+                if known.get("identity"):
                     self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
                 shutil.rmtree(self.work, ignore_errors=True)
                 self.work.mkdir(parents=True)
+                write_json(note, {"identity": None})  # tells whose folder it is, should tokenising be stopped
                 words = self.settings.whole_word
                 tokenise(self.text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
                 tokenise(self.text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
@@ -298,14 +309,16 @@ class _Run:
         return min(self.settings.head_warmup_steps, self.steps) if self.new_head else 0
 
     def train(self, overwrite: bool, started: float) -> AdaptResult:
-        from adaptation.training import last_checkpoint
+        from adaptation.training import Checkpoints, last_checkpoint, seconds_at
 
         checkpoint = last_checkpoint(self.work)
+        started -= seconds_at(checkpoint)  # as if the calls before had been one with this
         if checkpoint is None:
             self._before()
         else:
             self.say(f"continuing from step {checkpoint.name.rpartition('-')[2]}")
-        trainer = self._trainer(self.steps, self.settings.learning_rate, self.settings.checkpoint_minutes)
+        trainer = self._trainer(self.steps, self.settings.learning_rate)
+        trainer.add_callback(Checkpoints(self.settings.checkpoint_minutes, lambda: time.monotonic() - started))
         began, before = time.monotonic(), _tokens_at(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         taken = time.monotonic() - began
@@ -338,7 +351,7 @@ class _Run:
             encoder = [p for name, p in self.model.named_parameters() if name not in self.new_head]
             for parameter in encoder:
                 parameter.requires_grad_(False)
-            self._trainer(steps, self.settings.head_learning_rate, None).train()
+            self._trainer(steps, self.settings.head_learning_rate, warmup=True).train()
             for parameter in encoder:
                 parameter.requires_grad_(True)
             self.progress["after_head_warmup"] = self._measure()
@@ -346,9 +359,9 @@ class _Run:
         if self.processes.is_main_process:
             write_json(self.work / "progress.json", self.progress)
 
-    def _trainer(self, steps: int, learning_rate: float, checkpoint_minutes: float | None) -> MaskedLMTrainer:
+    def _trainer(self, steps: int, learning_rate: float, warmup: bool = False) -> MaskedLMTrainer:
         from adaptation.joint import JointTrainer
-        from adaptation.training import Checkpoints, MaskedLMTrainer, training_arguments
+        from adaptation.training import MaskedLMTrainer, training_arguments
 
         self.epoch.number = 0
         arguments = training_arguments(
@@ -362,7 +375,7 @@ class _Run:
             gradient_accumulation_steps=self.accumulate,
         )
         # The warm-up of a new head, which has no checkpoints, is that of the masked LM alone.
-        joint = self.joint if checkpoint_minutes is not None else None
+        joint = None if warmup else self.joint
         kind = partial(JointTrainer, task=joint, pad=self.masker.pad_id) if joint else MaskedLMTrainer
         trainer: MaskedLMTrainer = kind(
             model=self.model,
@@ -375,8 +388,6 @@ class _Run:
             keep_order=self.settings.keep_order,
             rows=self.rows,
         )
-        if checkpoint_minutes is not None:
-            trainer.add_callback(Checkpoints(checkpoint_minutes))
         return trainer
 
     def _measure(self) -> float:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from adaptation.finetune import LARGE_TASK
 from adaptation.loading import load_config, load_masked_lm, load_tokenizer, token_limit, transformer_folder
 from adaptation.speed import Speed, classifier_speed, masked_lm_speed
 from adaptation.steps import LOSS_DOCUMENTS, AdaptStep, BaseModel, FinetuneStep, LossStep, SelectStep, Step
@@ -130,8 +129,9 @@ class Predictor:
         settings, limit = step.settings, self._limit(step.settings.max_tokens)
         train, dev, test = (self._split(step.task, split) for split in ("train", "dev", "test"))
         runs = settings.seeds - step.seeds_done(self.cache)
-        epochs = settings.epochs or (3 if train.texts > LARGE_TASK else 10)
-        steps, seen = epochs * math.ceil(train.texts / settings.batch_size), epochs * train.cut(limit)
+        each = math.ceil(train.texts / settings.batch_size)
+        epochs = settings.passes(int(train.texts), each)
+        steps, seen = epochs * each, epochs * train.cut(limit)
         speed = self._classifier(step)
         measured = FORWARD * (epochs * dev.cut(limit) + test.cut(limit))
         seconds = runs * (START + (seen + measured) * speed.token + steps * speed.step)

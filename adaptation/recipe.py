@@ -126,12 +126,15 @@ class Recipe:
         return merged
 
 
-def read_recipe(path: Path | str | None, options: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    path: Path | str | None, options: Mapping[str, Any] | None = None, usual: Mapping[str, Any] | None = None
+) -> Recipe:
     """A recipe from a TOML file, from options, or from both, options first.
 
     Args:
         path: the file; None where the options say everything.
         options: values by the same keys as in the file; None is not given. Paths are relative to the current folder.
+        usual: likewise, where neither says anything.
 
     Raises:
         InputError: the file cannot be read or is not TOML.
@@ -144,7 +147,7 @@ def read_recipe(path: Path | str | None, options: Mapping[str, Any] | None = Non
     _check(values, KEYS, source, [*KEYS, *SETTINGS, "phase"])
     _check(given, KEYS, "the command line", KEYS)
     base = Path() if path is None else Path(path).parent
-    values = {key: _located(key, value, base) for key, value in values.items()}
+    values = {**(usual or {}), **{key: _located(key, value, base) for key, value in values.items()}}
     given = {key: _located(key, value, Path()) for key, value in given.items()}
     for one, other in (("task", "tasks"), ("tasks", "task")):
         if one in given:

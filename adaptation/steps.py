@@ -220,6 +220,8 @@ class LossStep(Step):
                 max_tokens=self.max_tokens, seed=self.seed, say=say,
             )  # fmt: skip
         except ModelError as error:
+            if isinstance(error.__cause__, OSError | RuntimeError):  # of this machine, not of the model
+                raise
             say(str(error))
             loss = None
         write_json(self.folder(cache) / self.result, {"loss": loss, "documents": LOSS_DOCUMENTS})

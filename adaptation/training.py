@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
 WARMUP_SHARE = 0.06
+SPENT = "seconds.txt"
 
 
 def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **others: Any) -> Any:
@@ -88,6 +89,14 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
+def seconds_at(checkpoint: Path | None) -> float:
+    """What a run had taken when it wrote this checkpoint; 0 where that is not known."""
+    try:
+        return 0.0 if checkpoint is None else float((checkpoint / SPENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
+
+
 def _disk_is_full(error: Exception) -> bool:
     # safetensors and torch.save give the operating system's words in errors of their own.
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
@@ -106,10 +115,18 @@ class EpochClock(TrainerCallback):  # type: ignore[misc]
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint every `minutes`, whatever a step costs; processes follow the first one's clock."""
+    """Asks for a checkpoint every `minutes`, whatever a step costs; processes follow the first one's clock.
 
-    def __init__(self, minutes: float) -> None:
-        self._seconds, self._last = minutes * 60, time.monotonic()
+    Each notes what `spent` says, the seconds that the run took so far, so that a resumed one counts them too.
+    """
+
+    def __init__(self, minutes: float, spent: Callable[[], float]) -> None:
+        self._seconds, self._last, self._spent = minutes * 60, time.monotonic(), spent
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = time.monotonic() - self._last >= self._seconds

@@ -202,11 +202,11 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="finetuning seeds (default: 3)")
     parser.add_argument("--budget-tokens", type=positive, metavar="T", help="of each set (default: the preset's)")
-    parser.add_argument("--model", default=DEFAULT_ENCODER, metavar="M")
-    parser.add_argument("--preset", choices=("quick", "paper"), default="quick")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings tables, as `nearkin run` takes them")
+    parser.add_argument("--model", metavar="M", help=f"(default: the recipe's, else {DEFAULT_ENCODER})")
+    parser.add_argument("--preset", choices=("quick", "paper"), help="(default: the recipe's, else quick)")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings, as `nearkin run` takes them")
     parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of selection and masked-LM training")
+    parser.add_argument("--seed", type=seed, metavar="S", help="of selection and masked-LM training (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("frontier"), metavar="DIR", help="for sets and models")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="F1 against what it cost (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
@@ -413,7 +413,7 @@ def run_frontier(args: argparse.Namespace) -> int:
         "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens,
         "phases": [*phases, *(unguarded(phases) if args.leaks else ())],
     }  # fmt: skip
-    recipe = read_recipe(args.recipe, options)
+    recipe = read_recipe(args.recipe, options, {"model": DEFAULT_ENCODER, "preset": "quick"})
     command = shlex.join(["nearkin", *sys.argv[1:]])
     rows = frontier(recipe, seeds=args.seeds, out=args.out, command=command, say=lambda line: print(line, flush=True))
     found = summary(rows)

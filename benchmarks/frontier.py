@@ -342,6 +342,14 @@ def _summed(rows: Sequence[Row], task: str, phase: str) -> Row:
         row[f"over_{name}"] = None if difference is None or same else difference.mean
         row[f"p_{name}"] = None if difference is None or same else difference.p
     for name in ("embed_s", "first_s", "again_s", "tokens", "pretrain_s", "loss"):
-        values = [row[name] for row in mine if row[name] is not None]
-        row[name] = float(np.mean(values)) if values else None
+        row[name] = mean_over_tasks(mine, name)
     return row
+
+
+def mean_over_tasks(rows: Sequence[Row], name: str) -> float | None:
+    """Of a column: the mean of the tasks' means, what is not known left out."""
+    by_task: dict[str, list[float]] = {}
+    for row in rows:
+        if row[name] is not None:
+            by_task.setdefault(row["task"], []).append(row[name])
+    return float(np.mean([np.mean(values) for values in by_task.values()])) if by_task else None

@@ -11,11 +11,10 @@ import numpy as np
 
 from adaptation.cards import ARMS, cards, paper_rows
 from adaptation.phases import UNGUARDED
-from benchmarks.frontier import scores
+from benchmarks.frontier import mean_over_tasks, scores
 from benchmarks.frontier_plot import AXES, Point, dots_of
 from benchmarks.report import Grid, Report, p_of, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
-from benchmarks.results import Row
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
 from selection.files import human_seconds, join
@@ -230,18 +229,9 @@ def _costs(grid: Grid) -> str:
     rows = []
     for phase in grid.phases:
         mine = [row for row in grid.rows if row["phase"] == phase]
-        values = [(_mean(mine, name), shown) for _, name, shown in columns]
+        values = [(mean_over_tasks(mine, name), shown) for _, name, shown in columns]
         rows.append([phase, *(NONE if value is None else shown(value) for value, shown in values)])
     return pages.table(["phase", *(name for name, _, _ in columns)], rows, "costs by phase") + _small(COSTS)
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    """Of the tasks' means, what is not known left out."""
-    by_task: dict[str, list[float]] = {}
-    for row in rows:
-        if row[name] is not None:
-            by_task.setdefault(row["task"], []).append(row[name])
-    return float(np.mean([np.mean(values) for values in by_task.values()])) if by_task else None
 
 
 def _examples(found: Report) -> str:

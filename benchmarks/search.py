@@ -77,14 +77,15 @@ def search(
     """
     opened, examples = Store(store), read_task(task)
     slug = open_encoder(opened, encoder)
-    folder = scratch or Path(f"{store}.bench")
+    folder = (scratch or Path(f"{store}.bench")) / f"{slug}-{examples.name}"
     folder.mkdir(parents=True, exist_ok=True)
     queries = encode_task(opened, slug, examples)
     np.save(folder / "queries.npy", queries)
     rows = read_rows(out)
     for size in passages or (len(opened.corpus),):
         target = enlarged(opened, slug, size, folder)
-        done = {row["path"] for row in rows if (row["passages"], row["queries"], row["k"]) == (size, len(queries), k)}
+        same = {"task": examples.name, "encoder": slug, "passages": size, "k": k, "min_recall": min_recall}
+        done = {row["path"] for row in rows if same.items() <= row.items()}
         names = [f"nearkin, {kind}" for kind in kinds] + list(peers)
         for name in ["nearkin, stream", *(n for n in names if n != "nearkin, stream")]:
             if name in done:
@@ -101,7 +102,7 @@ def search(
                 say(f"left out: {name} over {size:,}: {error}")
                 continue
             say(f"{size:,}: {name} {row['build_s']:.2f} s + {row['search_s']:.2f} s, recall {row['recall_k']:.3f}")
-            rows.append(row)
+            rows.append({**same, **row})
             write_rows(rows, out)
     _add_ratios(rows)
     write_rows(rows, out)
@@ -110,7 +111,7 @@ def search(
 
 def _add_ratios(rows: list[Row]) -> None:
     for row in rows:
-        same = [r for r in rows if all(r[name] == row[name] for name in ("passages", "queries", "k"))]
+        same = [r for r in rows if all(r[name] == row[name] for name in ("task", "encoder", "passages", "k"))]
         flat = [r for r in same if r["path"] == "FAISS IndexFlatIP"]
         row["ratio"] = flat[0]["total_s"] / row["total_s"] if flat else None
 

@@ -189,7 +189,11 @@ class _Bench:
         return float(2 * weights * self.tokens + attention)
 
     def plain(self, half: bool = False) -> _Path:
-        model = self.model.half() if half else self.model
+        from sentence_transformers import SentenceTransformer
+
+        model = self.model
+        if half:  # in place, so of a model of its own
+            model = SentenceTransformer(str(resolve_model(self.encoder)), device=self.device).half()
         run = partial(model.encode, self.strings, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings))
 

@@ -51,6 +51,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path, overwrite: bool, holds: str | None = None) -> None:
+    """Refuses what `atomic_folder` would refuse, with the same arguments, before long work."""
+    filled = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if filled and not overwrite:
+        raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
+    if filled and holds is not None and not (path / holds).is_file():
+        raise NearkinError(f"{path} has no {holds}, so it is something else and is not replaced: name another folder")
+
+
 @contextmanager
 def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None) -> Iterator[Path]:
     """Yields an empty folder to fill; on success it becomes `path`, and what was there before is removed.
@@ -62,11 +71,7 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
     Raises:
         NearkinError: `path` exists and is not empty, and may not be replaced.
     """
-    filled = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if filled and not overwrite:
-        raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
-    if filled and holds is not None and not (path / holds).is_file():
-        raise NearkinError(f"{path} has no {holds}, so it is something else and is not replaced: name another folder")
+    check_replaceable(path, overwrite, holds)
     path = Path(os.path.abspath(path))  # noqa: PTH100
     aside, before = _aside(path), _aside(path)
     try:

@@ -141,6 +141,15 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task
     assert torch.equal(best.weights["weight"], stepped[1])
 
 
+def test_epochs_are_limited_by_steps_and_by_size() -> None:
+    assert FinetuneSettings().passes(5000, 313) == 10
+    assert FinetuneSettings().passes(5001, 313) == 3
+    limited = FinetuneSettings(epochs=8, max_steps=850)
+    assert [limited.passes(n, -(-n // 16)) for n in (500, 1688, 3219, 200_000)] == [8, 8, 4, 1]
+    with pytest.raises(NearkinError, match="steps must be at least 1"):
+        FinetuneSettings(max_steps=0)
+
+
 def test_pooler_and_classifier_are_drawn_anew_by_seed(tiny_model) -> None:
     first, again, other = (load_classifier(Path(tiny_model("bert-encoder")), ["a", "b", "c"], 0.1) for _ in range(3))
     loaded = first.bert.pooler.dense.weight.clone()

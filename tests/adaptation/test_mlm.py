@@ -122,6 +122,8 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert not (tmp_path / "out").exists()
     checkpoints = list((tmp_path / "out.work").glob("checkpoint-*"))
     assert [c.name for c in checkpoints] == [f"checkpoint-{stop_at}"]
+    assert 0 < float((checkpoints[0] / "seconds.txt").read_text()) < 60
+    (checkpoints[0] / "seconds.txt").write_text("1000.0")
     monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", step)
     said: list[str] = []
     result = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings, say=said.append)
@@ -129,6 +131,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert result.held_out_loss == whole.held_out_loss
     assert result.tokens_seen == whole.tokens_seen
+    assert 1000 < result.seconds < 1060 > result.training_seconds  # of both calls; of the last alone
 
 
 def test_order_is_kept_where_asked(tmp_path, tiny_model, texts, monkeypatch) -> None:
@@ -323,6 +326,12 @@ def test_bad_inputs_are_said_plainly(tmp_path, tiny_model, texts, jsonl, sentenc
     (tmp_path / "full" / "note.txt").write_text("mine")
     with pytest.raises(NearkinError, match="exists already"):
         adapt(bert, [texts], tmp_path / "full", settings=SMALL)
+    with pytest.raises(NearkinError, match="is something else and is not replaced"):
+        adapt(bert, [texts], tmp_path / "full", settings=SMALL, overwrite=True)
+    (tmp_path / "full").rename(tmp_path / "out.work")
+    with pytest.raises(NearkinError, match="is no unfinished training and in the way"):
+        adapt(bert, [texts], tmp_path / "out", settings=SMALL)
+    assert (tmp_path / "out.work" / "note.txt").read_text() == "mine"
     with pytest.raises(NearkinError, match="between 0 and 1"):
         AdaptSettings(mlm_probability=1.5)
 
