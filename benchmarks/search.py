@@ -25,7 +25,7 @@ from benchmarks.peers import PEERS
 from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
-from selection.files import peak_memory, release_memory
+from selection.files import fingerprint, peak_memory, release_memory
 from selection.index.exact import stream_search
 from selection.index.kinds import KINDS
 from selection.index.plan import IndexWanted, plan_index
@@ -77,13 +77,14 @@ def search(
     """
     opened, examples = Store(store), read_task(task)
     slug = open_encoder(opened, encoder)
-    folder = (scratch or Path(f"{store}.bench")) / f"{slug}-{examples.name}"
+    vectors = (scratch or Path(f"{store}.bench")) / f"{slug}-{_mark(opened, slug)}"
+    folder = vectors / examples.name
     folder.mkdir(parents=True, exist_ok=True)
     queries = encode_task(opened, slug, examples)
     np.save(folder / "queries.npy", queries)
     rows = read_rows(out)
     for size in passages or (len(opened.corpus),):
-        target = enlarged(opened, slug, size, folder)
+        target = enlarged(opened, slug, size, vectors)
         same = {"task": examples.name, "encoder": slug, "passages": size, "k": k, "min_recall": min_recall}
         done = {row["path"] for row in rows if same.items() <= row.items()}
         names = [f"nearkin, {kind}" for kind in kinds] + list(peers)
@@ -233,6 +234,11 @@ def _peer(
 def _megabytes() -> float | None:
     peak = peak_memory()
     return None if peak is None else peak / 1e6
+
+
+def _mark(store: Store, slug: str) -> str:
+    """Tells these vectors from others of the same encoder."""
+    return fingerprint(store.manifest.encoders[slug].fingerprint, *(s.text for _, _, s in store.corpus.shards))[:8]
 
 
 def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:
