@@ -33,9 +33,13 @@ from benchmarks.significance import gain
 from selection.choosing import stored_encoder
 from selection.encoders import cascade_model
 from selection.files import human_seconds, locked, sweep, write_json
+from selection.models import quiet_libraries
 from selection.querying import open_encoder
 from selection.selectors.registry import method_names
 from selection.store import Store
+
+Place = tuple[str, str, int]
+"""Task, phase, seed."""
 
 BASELINES = ("none", "TAPT", "RAND-TAPT")
 TRIAL = 512
@@ -97,6 +101,7 @@ def frontier(
     Raises:
         NearkinError: see `adaptation.run.run`; another process writes to `out`.
     """
+    quiet_libraries()
     cache = cache or recipe.out / "steps"
     busy = "another grid is at work in {}: wait for it, or name another"
     with (
@@ -138,8 +143,7 @@ class _Grid:
             started = time.monotonic()
             for number, (arm, seed) in enumerate(left, 1):
                 row = self._cell(arm, seed)
-                self.rows.append(row)
-                write_rows(self.rows, self.out)
+                self._enter(row)
                 taken, foreseen = time.monotonic() - started, sum(predicted[:number])
                 self.say(
                     f"[{number}/{len(left)}] {arm.task}, {arm.phase.name}, seed {seed}: test {row['test']:.2f}; "
@@ -149,22 +153,30 @@ class _Grid:
         mine = self._mine()
         return [mine[_place(*cell)] for cell in self.cells]
 
-    def _mine(self) -> dict[tuple[str, str, int], Row]:
-        """This grid's rows by task, phase and seed."""
-        return {
-            (row["task"], row["phase"], row["seed"]): row for row in self.rows
-            if (row.get("grid"), row.get("model")) == (self.grid, self.recipe.model)
-        }  # fmt: skip
+    def _mine(self) -> dict[Place, Row]:
+        """This grid's rows by task, phase and seed; not those of a model, task or store that has changed since."""
+        keys = {_place(*cell): _key(*cell) for cell in self.cells}
+        return {place: row for row in self.rows if (place := self._own(row)) and keys.get(place) == row["key"]}
+
+    def _own(self, row: Row) -> Place | None:
+        """Where a row stands in this grid; None for one of another."""
+        if (row.get("grid"), row.get("model")) != (self.grid, self.recipe.model):
+            return None
+        return row["task"], row["phase"], row["seed"]
+
+    def _enter(self, *new: Row) -> None:
+        """Writes new rows, in place of what stood there."""
+        places = {self._own(row) for row in new}
+        self.rows = [row for row in self.rows if self._own(row) is None or self._own(row) not in places] + list(new)
+        write_rows(self.rows, self.out)
 
     def _copy_shared(self) -> None:
         """Takes over what other grids in the file have run already, or this one under another name."""
         mine, known = self._mine(), {row.get("key"): row for row in self.rows}
         shared = [cell for cell in self.cells if _place(*cell) not in mine and _key(*cell) in known]
-        for arm, seed in shared:
-            about = {"grid": self.grid, "phase": arm.phase.name, "command": self.command, **self._about()}
-            self.rows.append(known[_key(arm, seed)] | about)
+        about = {"grid": self.grid, "command": self.command, **self._about()}
         if shared:
-            write_rows(self.rows, self.out)
+            self._enter(*(known[_key(arm, seed)] | about | {"phase": arm.phase.name} for arm, seed in shared))
 
     def _about(self) -> Row:
         return {"model": self.recipe.model, "preset": self.recipe.preset, "budget": self.recipe.tokens}
@@ -280,7 +292,7 @@ def _key(arm: Arm, seed: int) -> str:
     return f"{arm.finetune.key[:24]}-{seed}"
 
 
-def _place(arm: Arm, seed: int) -> tuple[str, str, int]:
+def _place(arm: Arm, seed: int) -> Place:
     return arm.task, arm.phase.name, seed
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The commands of docs/frontier.md. Needs NEARKIN_DATA (see data/README.md); works in the folder it is started in.
-# Run again to resume: rows that docs/results/frontier.parquet has are not made again, so copy it there to go on with it.
+# Run again to resume: cells that are in frontier.parquet are not run again.
 set -euo pipefail
 : "${NEARKIN_DATA:?name the folder with corpora/ and tasks/}"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,7 +15,7 @@ for task in chemprot citation_intent imdb_500 reuters_r8; do evaluated+=("tasks/
 [ -d base-text ] || nearkin select store tasks/sciie --method random --tokens 3000000 --seed 9 \
   --exclude "${evaluated[@]}" --out base-text
 [ -d base ] || nearkin adapt --model all-MiniLM-L6-v2 --text base-text --steps 800 --batch-size 32 --lr 5e-4 \
-  --max-tokens 128 --out base
+  --max-tokens 128 --bf16 on --out base
 
 nearkin bench frontier store --tasks tasks/citation_intent tasks/sciie tasks/imdb_500 \
   --methods kNN-TAPT dsir DAPT bm25 1NN-TAPT tsds ot --seeds 3 --budget-tokens 300000 \

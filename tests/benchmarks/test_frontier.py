@@ -13,7 +13,7 @@ from adaptation.recipe import Recipe
 from benchmarks import frontier as grids
 from benchmarks.frontier import frontier, phase_names, scores, summary, unguarded
 from benchmarks.frontier_plot import pareto, plot_frontier, points
-from benchmarks.results import Row, read_rows
+from benchmarks.results import Row, read_rows, write_rows
 
 
 def test_phases_begin_with_the_baselines() -> None:
@@ -59,6 +59,22 @@ def test_cells_in_the_file_are_not_run_again_though_all_else_is_gone(
     more = frontier(few, seeds=3, out=out, cache=tmp_path / "none")
     assert ran == [("none", 2)]
     assert more[:2] == [row for row in rows if row["phase"] == "none"]
+    assert len(read_rows(out)) == 9
+
+    # Another budget is another grid, which shares what selects nothing.
+    ran.clear()
+    other = replace(recipe, tokens=300, phases=tuple(map(parse_phase, ("none", "TAPT"))))
+    shared = frontier(other, seeds=2, out=out, cache=tmp_path / "none")
+    assert ran == []
+    assert [row["test"] for row in shared] == [row["test"] for row in rows if row["phase"] in ("none", "TAPT")]
+    assert {row["budget"] for row in shared} == {300}
+    assert len(read_rows(out)) == 9 + 4
+
+    # A row of data that has changed since is made anew, in its place.
+    stale = [row | {"key": "of another task"} if row["grid"] == rows[0]["grid"] else row for row in read_rows(out)]
+    write_rows([row for row in stale if row["grid"] == rows[0]["grid"]], out)
+    assert frontier(few, seeds=1, out=out, cache=tmp_path / "none")[0]["test"] == rows[0]["test"]
+    assert ran == [("none", 0)]
     assert len(read_rows(out)) == 9
 
 
