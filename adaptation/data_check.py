@@ -79,12 +79,7 @@ def _require_labels(card: Card, labels: pa.ChunkedArray, path: Path) -> None:
 
 def content_of(texts: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
     """A fingerprint of a split's texts and labels, whatever other fields and spacing its file has."""
-    parts = []
-    for column in (texts, labels):
-        digest = TextFingerprint()
-        digest.update(column.cast(pa.large_string()))
-        parts.append(digest.value())
-    return fingerprint(*parts)
+    return fingerprint(TextFingerprint.of(texts), TextFingerprint.of(labels))
 
 
 def _check_corpus(card: Card, path: Path) -> Iterator[str]:

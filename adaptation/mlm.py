@@ -240,16 +240,11 @@ class _Run:
         return found
 
     def _identity(self) -> str:
-        def of(texts: Any) -> str:
-            digest = TextFingerprint()
-            digest.update(texts)
-            return digest.value()
-
         settings = {k: v for k, v in asdict(self.settings).items() if k != "checkpoint_minutes"}
         return fingerprint(
             model_fingerprint(self.folder),
-            of(self.text.train),
-            of(self.text.held_out),
+            TextFingerprint.of(self.text.train),
+            TextFingerprint.of(self.text.held_out),
             json.dumps(settings, sort_keys=True),
             f"{self.processes.num_processes} processes",
             self.task.identity() if self.task else "",

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
-
 from adaptation.cards import cards
 from adaptation.loading import transformer_folder
 from adaptation.phases import Part, Phase
@@ -282,10 +280,4 @@ def _files(location: str | None) -> list[str]:
 
 
 def _fingerprint_of(task: Task, splits: Sequence[str]) -> str:
-    return fingerprint(*(_texts(task.splits[split]["text"]) for split in splits if split in task.splits))
-
-
-def _texts(texts: pa.ChunkedArray) -> str:
-    digest = TextFingerprint()
-    digest.update(texts)
-    return digest.value()
+    return fingerprint(*(TextFingerprint.of(task.splits[s]["text"]) for s in splits if s in task.splits))

@@ -45,13 +45,8 @@ class LabelledTask:
 
     def identity(self) -> str:
         """A fingerprint of every text and label of the task."""
-        parts = []
-        for split in SPLITS:
-            for column in ("text", "label"):
-                digest = TextFingerprint()
-                digest.update(self.splits[split][column].cast(pa.string()))
-                parts.append(digest.value())
-        return fingerprint(*self.labels, *parts)
+        columns = [self.splits[split][column] for split in SPLITS for column in ("text", "label")]
+        return fingerprint(*self.labels, *map(TextFingerprint.of, columns))
 
 
 def load_labelled(path: Path | str) -> LabelledTask:

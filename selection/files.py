@@ -187,6 +187,13 @@ class TextFingerprint:
     def value(self) -> str:
         return hashlib.sha256(self._lengths.digest() + self._bytes.digest()).hexdigest()
 
+    @classmethod
+    def of(cls, texts: pa.Array | pa.ChunkedArray) -> str:
+        """That of one column; of another type than a string's, as it is cast to one."""
+        digest = cls()
+        digest.update(texts.cast(pa.large_string()))
+        return digest.value()
+
 
 def fingerprint(*parts: str) -> str:
     """sha256 of several strings, order and boundaries included."""
