@@ -9,6 +9,7 @@ a limit it takes the fastest step whose measured recall is enough and whose fitt
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
 def check_wanted(store: Store, wanted: Wanted) -> None:
     """Raises NearkinError where what is asked for cannot be had, before a long ingestion rather than after it."""
     said = (wanted.encoder, wanted.precision, wanted.max_tokens)
-    if said == (None, None, None) and store.manifest.encoders:
+    if said == (None, None, None) and store.manifest.in_use:
         open_encoder(store, None)
         return
     precision = "exact" if wanted.precision == "auto" else wanted.precision or "exact"
@@ -103,6 +104,15 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
     if spec.precision == "int8" and not int8.available():
         raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
     load_pipeline(spec.teacher, device="cpu")
+
+
+def drop_untaken(store: Store, slug: str) -> None:
+    """Removes what was fitted to the corpus, by this build or a dry run, where `slug` was taken instead."""
+    for other, entry in list(store.manifest.encoders.items()):
+        if other != slug and entry.files and not entry.shards:
+            del store.manifest.encoders[other]
+            store.save()
+            shutil.rmtree(store.path / "encoders" / other, ignore_errors=True)
 
 
 def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encoder:
@@ -164,15 +174,19 @@ class _Chooser:
     def choose(self) -> Choice:
         said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
         entries = self.store.manifest.encoders
-        if said == (None, None, None) and entries:
+        if said == (None, None, None) and self.store.manifest.in_use:
             return self._named(_spec_of(entries[open_encoder(self.store, None)]))
         model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
-            before = [s for s, e in entries.items() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
-            if before and self.wanted.max_seconds is None:
-                return self._named(_spec_of(entries[before[0]]))
+            before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
+            if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
+                return self._named(_spec_of(before[0]))
             return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
         return self._named(EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens))
+
+    def _is_incomplete(self, entry: EncoderEntry) -> bool:
+        """Whether a build with this encoder was stopped, or the corpus has grown since."""
+        return any(shard.text not in entry.shards for _, _, shard in self.store.corpus.shards)
 
     def _named(self, spec: EncoderSpec) -> Choice:
         return self._fitted(spec) if spec.is_fitted else self._fastest(spec)
@@ -266,6 +280,7 @@ class _Chooser:
         encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
         entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
+        settings = {**settings, "tried": True}
         self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
         self.store.save()
         return encoder

@@ -66,7 +66,7 @@ def open_encoder(store: Store, encoder: str | None) -> str:
     Raises:
         StoreError: the store has no embeddings, or was written by another encoder, or has several and none is named.
     """
-    have = list(store.manifest.encoders)
+    have = store.manifest.in_use
     if not have:
         raise StoreError(f"{store.path} has no embeddings yet: run `nearkin build {store.path}`")
     if encoder is None:
@@ -74,7 +74,7 @@ def open_encoder(store: Store, encoder: str | None) -> str:
             raise StoreError(f"{store.path} has embeddings by {', '.join(have)}: choose one with --encoder")
         return have[0]
     for slug in (encoder, slug_of(encoder)):
-        if slug in have:
+        if slug in store.manifest.encoders:
             return slug
     raise StoreError(
         f"{store.path} was written by {', '.join(have)}, not by {encoder}: "

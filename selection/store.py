@@ -80,7 +80,8 @@ class EncoderEntry:
         shards: a shard's text fingerprint -> its embedding file.
         files: what was fitted to the corpus, where the encoder is of that kind.
         settings: ``engine``; ``index``, the kind that is searched; ``cascade``, the precision that one over it ends in;
-            for a fitted encoder how it was made and what it was found to be worth (``recall``).
+            for a fitted encoder how it was made and what it was found to be worth (``recall``), and ``tried`` until a
+            build has taken it.
     """
 
     model: str
@@ -124,6 +125,12 @@ class Manifest:
     corpora: list[CorpusEntry] = field(default_factory=list)
     encoders: dict[str, EncoderEntry] = field(default_factory=dict)
     indexes: dict[str, IndexEntry] = field(default_factory=dict)
+
+    @property
+    def in_use(self) -> list[str]:
+        """Slugs of the encoders that have embeddings; where none has any, of those that a build has begun with."""
+        begun = [slug for slug, entry in self.encoders.items() if not entry.settings.get("tried")]
+        return [slug for slug in begun if self.encoders[slug].shards] or begun
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Manifest:

@@ -109,7 +109,7 @@ class Pool:
         """The model whose tokenizer counts tokens: that of the encoder, else the default one's."""
         if self.encoder is not None or "_resolved" in self.__dict__:
             return self.store.manifest.encoders[self.slug].model.removeprefix(STATIC)
-        models = [entry.model for entry in self.store.manifest.encoders.values()]
+        models = [self.store.manifest.encoders[slug].model for slug in self.store.manifest.in_use]
         return models[0].removeprefix(STATIC) if models else DEFAULT_ENCODER
 
     @cached_property
