@@ -142,8 +142,8 @@ def select(
         }  # fmt: skip
         named = method if isinstance(method, str) else selector.name
         write_json(folder / "manifest.json", _manifest(result, pool, named, parameters))
-        if removed is not None:
-            write_table(filled.gate.report(), Path(removed))
+    if removed is not None:  # behind the folder, in which it may lie
+        write_table(filled.gate.report(), Path(removed))
     opened.save_checked()
     return result
 

@@ -200,6 +200,15 @@ def test_an_existing_folder_is_kept_unless_told(built: Path, task_folder: Path, 
     assert pq.read_table(tmp_path / "set" / "augmentation.parquet").num_rows == 6
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_report_may_lie_beside_the_set(again: bool, built: Path, task_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    if again:
+        run(built, task_folder, out, docs=5)
+    select(built, task_folder, out, "random", Budget(docs=6), overwrite=again, removed=out / "removed.csv")
+    assert sorted(path.name for path in out.iterdir()) == ["augmentation.parquet", "manifest.json", "removed.csv"]
+
+
 def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="written by tiny-encoder, not by all-MiniLM-L6-v2"):
         select(built, task_folder, tmp_path / "set", "knn", Budget(k=1), encoder="all-MiniLM-L6-v2")
