@@ -49,6 +49,7 @@ STATIC_PASSAGES = 8192
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
+LASTING = ("auto", "cascade", "index", "tried")  # what an encoder's entry says that no fitting changes
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,9 @@ class _Chooser:
         encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
         entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
-        settings = {**settings, "tried": True}
+        known = self.store.manifest.encoders.get(spec.slug)
+        kept = {name: known.settings[name] for name in LASTING if name in known.settings} if known else {"tried": True}
+        settings = {**settings, **kept}
         self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
         self.store.save()
         return encoder

@@ -55,7 +55,7 @@ class ParquetFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Not mapped: a file cut short meanwhile is an error, no crash. Without buffers, whole row groups are read at once.
+        # Not mapped: a file cut short meanwhile is an error, no crash. Buffered: else a row group is read at one go.
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
         self.schema = self._file.schema_arrow
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]

@@ -244,6 +244,17 @@ def test_a_dry_run_decides_no_later_build(
     assert (entry.fingerprint, "tried" in entry.settings) == (fitted, False)
 
 
+def test_a_repaired_encoder_keeps_what_was_said_of_it(corpus_file: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    specs = [CorpusSpec("docs", str(corpus_file))]
+    build(store, specs, encoder=f"cascade:{tiny_encoder}", precision="bf16", index="flat")
+    entry = Store(store).manifest.encoders["static-tiny-encoder"]
+    assert (entry.settings["cascade"], entry.settings["index"]) == ("bf16", "flat")
+    (store / entry.files[0].path).write_bytes(b"damaged")
+    build(store)
+    assert Store(store).manifest.encoders["static-tiny-encoder"].settings == entry.settings
+
+
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What a trial finds: tokens/s by precision; changed by a test."""
