@@ -33,7 +33,7 @@ from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError, NearkinError
 from selection.files import atomic_folder, human_seconds, release_memory
 from selection.models import DEFAULT_ENCODER
-from selection.querying import open_encoder
+from selection.querying import check_slug, open_encoder
 from selection.store import EncoderEntry, Store
 from selection.tokens import Ragged, count_tokens
 
@@ -89,9 +89,12 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
     """The encoder asked for, fitted where it has to be; where nothing is said of it, the store's own.
 
     Raises:
-        NearkinError: no such model, a library that is missing, a recall that is not reached.
+        NearkinError: no such model, a library that is missing, a recall that is not reached; another model of that
+            name has embeddings here.
     """
-    return _Chooser(store, wanted, report).choose()
+    choice = _Chooser(store, wanted, report).choose()
+    check_slug(store, choice.encoder.slug, choice.encoder.model, choice.encoder.fingerprint)
+    return choice
 
 
 def check_wanted(store: Store, wanted: Wanted) -> None:
@@ -234,6 +237,7 @@ class _Chooser:
         """A fitted encoder: the store's, or a new one."""
         encoder = self._current(spec)
         if encoder is None:
+            check_slug(self.store, spec.slug, spec.model)
             if len(self.store.corpus) < FIT_FROM:
                 raise ModelError(
                     f"{spec.slug} is fitted to the corpus, whose {len(self.store.corpus):,} passages are too few "
@@ -249,7 +253,8 @@ class _Chooser:
         known = self.store.manifest.encoders.get(spec.slug)
         if known is None or not known.files or not all(self.store.is_whole(file) for file in known.files):
             return None
-        encoder = stored_encoder(self.store, spec.slug, self.device)
+        folder = self.store.path / "encoders" / spec.slug
+        encoder = load_encoder(spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder)
         return encoder if encoder.fingerprint == known.fingerprint else None
 
     def _fit_int8(self, spec: EncoderSpec) -> Encoder:

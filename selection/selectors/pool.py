@@ -16,12 +16,12 @@ from selection.cascade import cascade_neighbours
 from selection.choosing import full_encoder, stored_encoder
 from selection.corpus import Corpus
 from selection.embedding import Embeddings
-from selection.encoders import CASCADE, STATIC, Encoder, cascade_model, slug_of
+from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
 from selection.errors import StoreError
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
-from selection.querying import open_encoder
+from selection.querying import open_encoder, slug_held
 from selection.store import Store
 from selection.task import Task
 from selection.task_vectors import encode_task
@@ -73,16 +73,16 @@ class Pool:
         if model is None:
             return open_encoder(store, self.encoder), False
         static = [slug for slug, entry in store.manifest.encoders.items() if entry.model.startswith(STATIC)]
-        slug = static[0] if self.encoder == CASCADE and len(static) == 1 else slug_of(STATIC + model)
-        if slug not in store.manifest.encoders:
+        slug = static[0] if self.encoder == CASCADE and len(static) == 1 else slug_held(store, STATIC + model)
+        if slug is None:
             raise StoreError(
                 f"{store.path} has no static embeddings for a cascade: "
                 f"run `nearkin build {store.path} --encoder {self.encoder}` first"
             )
         entry = store.manifest.encoders[slug]
-        full = slug_of(entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
-        there = store.manifest.encoders.get(full)
-        if there is not None and all(shard.text in there.shards for _, _, shard in store.corpus.shards):
+        full = slug_held(store, entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
+        there = {} if full is None else store.manifest.encoders[full].shards
+        if full is not None and all(shard.text in there for _, _, shard in store.corpus.shards):
             return full, False  # everything is encoded already
         return slug, True
 

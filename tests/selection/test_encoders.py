@@ -255,6 +255,34 @@ def test_a_repaired_encoder_keeps_what_was_said_of_it(corpus_file: Path, tiny_en
     assert Store(store).manifest.encoders["static-tiny-encoder"].settings == entry.settings
 
 
+def test_models_of_one_last_name_are_told_apart(
+    store: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Path(shutil.copytree(tiny_encoder, tmp_path / "a" / "tiny-encoder"))
+    other = Path(shutil.copytree(tiny_encoder, tmp_path / "b" / "tiny-encoder"))
+    settings = json.loads((other / "sentence_bert_config.json").read_text())
+    (other / "sentence_bert_config.json").write_text(json.dumps({**settings, "max_seq_length": 16}))
+    for name in (str(other), f"cascade:{other}"):
+        with pytest.raises(StoreError):
+            query(store, task_folder, 1, encoder=name)
+    before = Store(store).manifest
+    with pytest.raises(StoreError, match=r"embeddings tiny-encoder by .* would take their place"):
+        build(store, encoder=str(other))
+    assert Store(store).manifest == before
+    build(store, encoder=f"cascade:{tiny_encoder}")
+    static = Store(store).manifest
+    with pytest.raises(StoreError, match="would take their place"):
+        build(store, encoder=f"static:{other}")
+    with pytest.raises(StoreError, match="no static embeddings"):
+        query(store, task_folder, 1, encoder=f"cascade:{other}")
+    assert Store(store).manifest == static
+    monkeypatch.chdir(tmp_path)
+    assert build(store, encoder="a/tiny-encoder").plan.embedding.passages == 0  # the same, elsewhere
+    assert build(store, encoder=f"static:{moved}").plan.embedding.passages == 0
+    for name in ("tiny-encoder", "a/tiny-encoder", "b/../a/tiny-encoder", "static:a/tiny-encoder"):
+        assert len(query(store, task_folder, 1, encoder=name).neighbours) == 40
+
+
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What a trial finds: tokens/s by precision; changed by a test."""
