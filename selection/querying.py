@@ -86,7 +86,7 @@ def open_encoder(store: Store, encoder: str | None) -> str:
 
 
 def slug_held(store: Store, model: str, precision: str = "exact") -> str | None:
-    """The slug of the store's encoder of this very model, not of another of the same last name; None where it has none."""
+    """The slug of the store's encoder of this very model, not of one with the same last name; None where none is."""
     slug = slug_of(model, precision)
     entry = store.manifest.encoders.get(slug)
     return slug if entry is not None and same_model(entry.model, model) else None
