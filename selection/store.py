@@ -251,8 +251,7 @@ class Store:
 
     def entry(self, path: Path, rows: int) -> FileEntry:
         """The manifest's entry for a file that was just written or scanned."""
-        digest = sha256_of_file(path)
-        self._remember(path, digest)
+        digest = self._hash(path)
         return FileEntry(self.relative(path), rows, digest)
 
     def checked_as(self, entry: FileEntry) -> list[Any]:
@@ -271,13 +270,14 @@ class Store:
         stat = path.stat()
         if not reread and self._checked.get(entry.path) == [stat.st_size, stat.st_mtime_ns, entry.sha256]:
             return True
-        digest = sha256_of_file(path)
-        self._remember(path, digest)
-        return digest == entry.sha256
+        return self._hash(path) == entry.sha256
 
-    def _remember(self, path: Path, digest: str) -> None:
+    def _hash(self, path: Path) -> str:
+        """Hashes a file, and remembers it as it was before, so that an edit meanwhile is noticed at the next use."""
         stat = path.stat()
+        digest = sha256_of_file(path)
         self._checked[self.relative(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        return digest
 
     def check(self, entry: FileEntry, remedy: str) -> Path:
         """The path of a file, once it is known to be what the manifest says.
