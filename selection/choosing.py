@@ -148,9 +148,11 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
 
 def check_devices(device: str | None) -> None:
     """Raises NearkinError where a device is named that this machine does not have."""
+    if device in (None, "auto"):
+        return
     import torch
 
-    for name in [] if device in (None, "auto") else str(device).split(","):
+    for name in str(device).split(","):
         kind, _, number = name.partition(":")
         at = int(number) if number.isdecimal() else 0 if not number else -1
         gpus = torch.cuda.device_count()

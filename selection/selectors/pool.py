@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.cascade import cascade_neighbours
-from selection.choosing import full_encoder, stored_encoder
+from selection.choosing import check_devices, full_encoder, stored_encoder
 from selection.corpus import Corpus
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
@@ -48,6 +48,9 @@ class Pool:
         report: told what a method plans and finds.
         everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
+
+    Raises:
+        NearkinError: this machine has no such device.
     """
 
     store: Store
@@ -61,6 +64,9 @@ class Pool:
     everything: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_devices(self.device)
 
     @cached_property
     def _resolved(self) -> tuple[str, bool]:

@@ -387,6 +387,15 @@ def test_devices_that_are_not_there(cli: Cli, store: Path) -> None:
         assert "this machine has no device" in errors
 
 
+def test_devices_that_are_not_there_are_refused_though_vectors_are_kept(
+    cli: Cli, store: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    assert cli("query", store, task_folder)[0] == 0
+    for command in (["query", store, task_folder], ["select", store, task_folder, "-k", 1, "--out", tmp_path / "set"]):
+        code, _, errors = cli(*command, "--device", "cuda:9")
+        assert (code, errors) == (1, "nearkin: this machine has no device cuda:9: `nearkin doctor` lists what it has\n")
+
+
 def test_a_sample_comes_from_all_over(built: Path) -> None:
     store = Store(built)
     sample = draw(store, 200)
