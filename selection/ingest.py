@@ -27,7 +27,7 @@ from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
-from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column
+from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
 from selection.store import CorpusEntry, FileEntry, Store
 
 HUB = "hf://"
@@ -281,7 +281,7 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     try:
         yield from batches
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again") from error
+        raise unreadable(path) from error
 
 
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:

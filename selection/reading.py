@@ -168,11 +168,20 @@ def read_table(path: Path) -> pa.Table:
         from selection.columnar import open_columnar
 
         file = open_columnar(path)
-        return pa.Table.from_batches(file.batches(0, file.rows, None), file.schema)
+        try:
+            batches = list(file.batches(0, file.rows, None))
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(path) from error
+        return pa.Table.from_batches(batches, None if batches else file.schema)
     batches = list(read_batches(path))
     if not batches:
         raise InputError(f"{path} has no rows")
     return pa.Table.from_batches(batches)
+
+
+def unreadable(path: Path) -> InputError:
+    """What to say of a Parquet or Arrow file that breaks off."""
+    return InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again")
 
 
 def text_column(table: pa.Table | pa.RecordBatch, name: str, path: Path) -> pa.Array | pa.ChunkedArray:

@@ -21,6 +21,7 @@ from selection.guard import Duplicates, Guard, normalise
 from selection.index.search import NEIGHBOURS
 from selection.ingest import CorpusSpec
 from selection.querying import query
+from selection.reading import read_table
 from selection.selectors.knn import union
 from selection.task import Task, read_task
 from selection.tokens import count_tokens
@@ -171,6 +172,21 @@ def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: 
     result = select(leaky[0], task_folder, tmp_path / "set", "knn", Budget(docs=9), exclude=[tmp_path / "other.txt"])
     assert result.table.num_rows == 1
     assert result.removed.leaks["excluded"] == 1
+
+
+def test_excluded_texts_may_lie_in_arrow_files(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    run(built, task_folder, tmp_path / "all", docs=20)
+    texts = pq.read_table(tmp_path / "all" / "augmentation.parquet")["text"].slice(0, 7).combine_chunks()
+    table = pa.table({"text": texts.cast(pa.string_view())})
+    with pa.ipc.new_file(str(tmp_path / "views.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    result = select(built, task_folder, tmp_path / "set", "random", Budget(docs=20), exclude=[tmp_path / "views.arrow"])
+    assert not set(texts.to_pylist()) & set(result.table["text"].to_pylist())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "cut.parquet", compression="none")
+    whole = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    with pytest.raises(InputError, match="cut short or damaged"):
+        read_table(tmp_path / "cut.parquet")
 
 
 def test_a_split_under_another_name_is_pointed_out(
