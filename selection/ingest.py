@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -218,7 +219,8 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
                 text_column(file.schema.empty_table(), spec.text_column, path)
             columns = None if spec.where else [spec.text_column]
             cutter = _ShardCutter(store.relative(path), row)
-            for batch in _guarded(path, file.batches(0, file.rows, columns)):
+            read = _guarded(path, file.batches(0, file.rows, columns))
+            for batch in _pieces(read, spec.text_column, path):
                 numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
                 passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
@@ -284,6 +286,17 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         raise unreadable(path) from error
 
 
+def _pieces(batches: Iterator[pa.RecordBatch], column: str, path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches of long texts in pieces of a quarter shard, since a shard ends between two."""
+    most = SHARD_BYTES // 4
+    for batch in batches:
+        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0)
+        starts = np.cumsum(lengths.to_numpy()) - lengths.to_numpy()
+        cuts = np.flatnonzero(np.diff(starts // most)) + 1
+        for start, stop in pairwise([0, *cuts.tolist(), len(batch)]):
+            yield batch.slice(start, stop - start)
+
+
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
     if not shards:
         left = f"{blank} blank and {filtered} left out by --where" if blank or filtered else "no rows at all"
@@ -325,7 +338,7 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
     for path in parts:
         file = open_columnar(path)
         cutter = _ShardCutter(store.relative(path), row)
-        for batch in file.batches(0, file.rows, ["text"]):
+        for batch in _pieces(file.batches(0, file.rows, ["text"]), "text", path):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
             if cutter.full:
                 _collect(cutter, shards, None)

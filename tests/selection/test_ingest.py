@@ -152,6 +152,25 @@ def test_a_large_row_group_is_read_once(passages: pa.Table, tmp_path: Path, monk
     assert sum(read) == 128
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_long_passages_make_shards_of_few(
+    kind: str, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 40_000)
+    texts = [" ".join([text] * 20) for text in passages["text"].slice(0, 100).to_pylist()]
+    texts[3:5] = [None, ""]
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    store, entry = scan(tmp_path, tmp_path / f"a.{kind}")
+    longest = max(len(text.encode()) for text in texts if text)
+    assert len(entry.shards) > 3
+    assert max(shard.text_bytes for shard in entry.shards) <= 40_000 + 10_000 + longest
+    rows = [(f"c:{number}", text) for number, text in enumerate(texts) if text]
+    assert list(zip(*all_rows(store).select(["id", "text"]).to_pydict().values(), strict=True)) == rows
+
+
 def test_chunks_are_short_and_lose_no_character(passages: pa.Table, tmp_path: Path) -> None:
     long = [" ".join(passages["text"].slice(i, 5).to_pylist()) for i in range(0, 50, 5)]
     pq.write_table(pa.table({"id": [f"d{i}" for i in range(10)], "text": long}), tmp_path / "long.parquet")
