@@ -267,6 +267,19 @@ def test_vectors_of_other_texts_or_another_encoder_are_removed(store: Path, tiny
     assert full.texts == 2 * len(ids)
 
 
+def test_damaged_vectors_are_removed(store: Path, tiny_encoder: Path) -> None:
+    full = Stops(_cut(tiny_encoder))
+    kept = Kept(Store(store), full)  # type: ignore[arg-type]
+    vectors = kept.take(np.arange(50))
+    (part,) = kept.folder.glob("part-*.arrow")
+    whole, at = bytearray(part.read_bytes()), part.read_bytes().index(vectors[7].tobytes())
+    whole[at] ^= 1
+    part.write_bytes(whole)
+    again = Kept(Store(store), full)  # type: ignore[arg-type]
+    assert not part.exists()
+    np.testing.assert_array_equal(again.take(np.arange(50)), vectors)
+
+
 def test_a_locked_store_is_refused(store: Path, tiny_encoder: Path) -> None:
     opened = Store(store)
     (slug,) = opened.manifest.encoders
