@@ -7,6 +7,7 @@ Parquet in the store. Memory is a batch of `BATCH_ROWS` rows and one part of the
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,8 @@ from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
 from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
 from selection.store import CorpusEntry, FileEntry, Store
+
+log = logging.getLogger(__name__)
 
 HUB = "hf://"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -84,6 +87,12 @@ def find_files(location: str) -> list[Path]:
         columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
+        unread = [p for p in found if columnar and kind_of(p) in TEXT_KINDS - {".json", ".txt"}]
+        if unread:
+            log.warning(
+                "%s: only Parquet and Arrow files are read where there are any: %d others, such as %s, are left out",
+                path, len(unread), min(unread).name,
+            )  # fmt: skip
         if not files:
             raise InputError(f"{path} has no file that nearkin reads (.txt, .csv, .jsonl, .parquet, .arrow)")
         return files

@@ -174,6 +174,16 @@ def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: 
     assert result.removed.leaks["excluded"] == 1
 
 
+def test_a_missing_text_column_is_said_without_options_there_are_not(
+    built: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.jsonl").write_text('{"body": "a text"}\n')
+    for task, exclude in ((task_folder, [tmp_path / "other.jsonl"]), (tmp_path / "other.jsonl", [])):
+        with pytest.raises(InputError, match='call the column of its texts "text"') as raised:
+            select(built, task, tmp_path / "set", "random", Budget(docs=2), exclude=exclude)
+        assert "--text-column" not in str(raised.value)
+
+
 def test_excluded_texts_may_lie_in_arrow_files(built: Path, task_folder: Path, tmp_path: Path) -> None:
     run(built, task_folder, tmp_path / "all", docs=20)
     texts = pq.read_table(tmp_path / "all" / "augmentation.parquet")["text"].slice(0, 7).combine_chunks()

@@ -207,6 +207,20 @@ def test_folders_globs_and_hub_folders(small: pa.Table, tmp_path: Path) -> None:
     assert all_rows(hub)["text"].to_pylist() == small["text"].to_pylist()[:30]
 
 
+def test_files_left_out_of_a_folder_are_named(
+    small: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pq.write_table(small, folder / "a.parquet")
+    (folder / "about.txt").write_text("of this folder")
+    assert len(find_files(str(folder))) == 1
+    assert not caplog.messages
+    (folder / "b.jsonl.gz").write_bytes(b"")
+    assert len(find_files(str(folder))) == 1
+    assert "b.jsonl.gz" in caplog.text
+
+
 def test_a_scan_is_reused_until_a_file_changes(small: pa.Table, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(small, path)
