@@ -20,7 +20,7 @@ from selection.files import atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
-from selection.reading import read_table, text_column
+from selection.reading import read_table, texts_of
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.selectors.registry import find_selector, fresh
 from selection.store import Store
@@ -142,8 +142,8 @@ def select(
         }  # fmt: skip
         named = method if isinstance(method, str) else selector.name
         write_json(folder / "manifest.json", _manifest(result, pool, named, parameters))
-        if removed is not None:
-            write_table(filled.gate.report(), Path(removed))
+    if removed is not None:  # behind the folder, in which it may lie
+        write_table(filled.gate.report(), Path(removed))
     opened.save_checked()
     return result
 
@@ -157,7 +157,7 @@ def _nearness(near: str, selector: Selector, pool: Pool, guard: Guard, exclude: 
     forbidden = [split for split in EVALUATION if split in guard.forbidden]
     texts = {split: pool.task.splits[split]["text"] for split in forbidden if split in pool.task.splits}
     if "excluded" in forbidden:
-        outside = [text_column(read_table(path), "text", path) for path in exclude]
+        outside = [texts_of(read_table(path), path) for path in exclude]
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
     encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
     return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder
+from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder, drop_untaken
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
@@ -139,7 +139,8 @@ def build(
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
         min_recall: the least share of exact neighbours that int8 must keep, and whatever ``auto`` chooses.
         max_seconds: with precision ``auto``, take the most exact path whose embedding is predicted to end within it.
-        dry_run: stop after the plan (the corpora are scanned; nothing is embedded).
+        dry_run: stop after the plan: the corpora are read and entered into the store, an encoder that has to be fitted
+            is fitted and kept for the build that takes it; nothing is embedded.
         report: takes the plan's lines.
 
     Raises:
@@ -186,6 +187,7 @@ def build(
             finished = True
             if dry_run:
                 return BuildResult(plan, False, seconds)
+            drop_untaken(opened, chosen.slug)
             require_space(opened.path, plan.disk_bytes)
             for stage, work in (
                 ("embed", lambda: embed(opened, chosen, work_of(device))),
@@ -297,6 +299,8 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
             good = opened.is_whole(file, reread=True)
             yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
     for slug, entry in opened.manifest.encoders.items():
+        if entry.files and slug not in opened.manifest.in_use:
+            continue  # fitted, but no build has taken it
         rebuild = f"`nearkin build {store}{_flags(entry) if several else ''}`"
         for file in entry.files:
             good = opened.is_whole(file, reread=True)

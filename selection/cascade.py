@@ -18,6 +18,7 @@ between the two, inputs cut to 32 or 64 tokens, costs more than it saves (docs/l
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -268,9 +269,13 @@ class Kept:
         except pa.ArrowInvalid:
             path.unlink()
             return
-        made_of = batch.schema.metadata
+        made_of = dict(batch.schema.metadata or {})
+        digest = made_of.pop(b"sha256", None)  # an earlier version wrote none
         shards = int(made_of.get(b"shards", b"0"))
         if made_of != self._made_of(shards):  # passages added behind those shards changed no doc_id of theirs
+            path.unlink()
+            return
+        if digest is not None and digest != _digest(batch):
             path.unlink()
             return
         ids = batch.column(0).to_numpy()
@@ -301,10 +306,18 @@ class Kept:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         made_of = self._made_of(len(self._corpus.shards))
         fields = [pa.field("doc_id", pa.int64()), pa.field("vector", column.type)]
-        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], schema=pa.schema(fields, metadata=made_of))
+        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], schema=pa.schema(fields))
+        batch = batch.replace_schema_metadata({**made_of, b"sha256": _digest(batch)})
         path = self.folder / f"part-{self._next:05d}.arrow"
         with atomic_write(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
             writer.write_batch(batch)
         self._next += 1
         self.encoded += len(ids)
         self._open(path)
+
+
+def _digest(batch: pa.RecordBatch) -> bytes:
+    """sha256 of a part's doc_ids and vectors, as 64 hex digits."""
+    digest = hashlib.sha256(np.ascontiguousarray(batch.column(0).to_numpy()).data)
+    digest.update(np.ascontiguousarray(batch.column(1).flatten().to_numpy(zero_copy_only=True)).data)
+    return digest.hexdigest().encode()

@@ -263,9 +263,10 @@ class CascadeSearch:
         gain, recall = self._expect()
         if recall >= min_recall:
             return np.empty(0, dtype=np.int64), recall
-        order = np.argsort(-gain, kind="stable")
+        left = np.flatnonzero(self.left)
+        order = left[np.argsort(-gain[left], kind="stable")]
         reached = recall + np.cumsum(gain[order]) / self._wanted
-        return order[: min(int(np.searchsorted(reached, min_recall)) + 1, int(self.left.sum()))], recall
+        return order[: int(np.searchsorted(reached, min_recall)) + 1], recall
 
     def encode(self, ids: Ids) -> None:
         """Has passages encoded, and learns from them."""

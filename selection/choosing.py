@@ -9,6 +9,7 @@ a limit it takes the fastest step whose measured recall is enough and whose fitt
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError, NearkinError
 from selection.files import atomic_folder, human_seconds, release_memory
 from selection.models import DEFAULT_ENCODER
-from selection.querying import open_encoder
+from selection.querying import check_slug, open_encoder
 from selection.store import EncoderEntry, Store
 from selection.tokens import Ragged, count_tokens
 
@@ -48,6 +49,7 @@ STATIC_PASSAGES = 8192
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
+LASTING = ("auto", "cascade", "index", "tried")  # what an encoder's entry says that no fitting changes
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,18 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
     """The encoder asked for, fitted where it has to be; where nothing is said of it, the store's own.
 
     Raises:
-        NearkinError: no such model, a library that is missing, a recall that is not reached.
+        NearkinError: no such model, a library that is missing, a recall that is not reached; another model of that
+            name has embeddings here.
     """
-    return _Chooser(store, wanted, report).choose()
+    choice = _Chooser(store, wanted, report).choose()
+    check_slug(store, choice.encoder.slug, choice.encoder.model, choice.encoder.fingerprint)
+    return choice
 
 
 def check_wanted(store: Store, wanted: Wanted) -> None:
     """Raises NearkinError where what is asked for cannot be had, before a long ingestion rather than after it."""
     said = (wanted.encoder, wanted.precision, wanted.max_tokens)
-    if said == (None, None, None) and store.manifest.encoders:
+    if said == (None, None, None) and store.manifest.in_use:
         open_encoder(store, None)
         return
     precision = "exact" if wanted.precision == "auto" else wanted.precision or "exact"
@@ -103,6 +108,15 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
     if spec.precision == "int8" and not int8.available():
         raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
     load_pipeline(spec.teacher, device="cpu")
+
+
+def drop_untaken(store: Store, slug: str) -> None:
+    """Removes what was fitted to the corpus, by this build or a dry run, where `slug` was taken instead."""
+    for other, entry in list(store.manifest.encoders.items()):
+        if other != slug and entry.files and not entry.shards:
+            del store.manifest.encoders[other]
+            store.save()
+            shutil.rmtree(store.path / "encoders" / other, ignore_errors=True)
 
 
 def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encoder:
@@ -134,9 +148,11 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
 
 def check_devices(device: str | None) -> None:
     """Raises NearkinError where a device is named that this machine does not have."""
+    if device in (None, "auto"):
+        return
     import torch
 
-    for name in [] if device in (None, "auto") else str(device).split(","):
+    for name in str(device).split(","):
         kind, _, number = name.partition(":")
         at = int(number) if number.isdecimal() else 0 if not number else -1
         gpus = torch.cuda.device_count()
@@ -164,15 +180,19 @@ class _Chooser:
     def choose(self) -> Choice:
         said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
         entries = self.store.manifest.encoders
-        if said == (None, None, None) and entries:
+        if said == (None, None, None) and self.store.manifest.in_use:
             return self._named(_spec_of(entries[open_encoder(self.store, None)]))
         model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
-            before = [s for s, e in entries.items() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
-            if before and self.wanted.max_seconds is None:
-                return self._named(_spec_of(entries[before[0]]))
+            before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
+            if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
+                return self._named(_spec_of(before[0]))
             return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
         return self._named(EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens))
+
+    def _is_incomplete(self, entry: EncoderEntry) -> bool:
+        """Whether a build with this encoder was stopped, or the corpus has grown since."""
+        return any(shard.text not in entry.shards for _, _, shard in self.store.corpus.shards)
 
     def _named(self, spec: EncoderSpec) -> Choice:
         return self._fitted(spec) if spec.is_fitted else self._fastest(spec)
@@ -219,6 +239,7 @@ class _Chooser:
         """A fitted encoder: the store's, or a new one."""
         encoder = self._current(spec)
         if encoder is None:
+            check_slug(self.store, spec.slug, spec.model)
             if len(self.store.corpus) < FIT_FROM:
                 raise ModelError(
                     f"{spec.slug} is fitted to the corpus, whose {len(self.store.corpus):,} passages are too few "
@@ -234,7 +255,8 @@ class _Chooser:
         known = self.store.manifest.encoders.get(spec.slug)
         if known is None or not known.files or not all(self.store.is_whole(file) for file in known.files):
             return None
-        encoder = stored_encoder(self.store, spec.slug, self.device)
+        folder = self.store.path / "encoders" / spec.slug
+        encoder = load_encoder(spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder)
         return encoder if encoder.fingerprint == known.fingerprint else None
 
     def _fit_int8(self, spec: EncoderSpec) -> Encoder:
@@ -266,6 +288,9 @@ class _Chooser:
         encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
         entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
+        known = self.store.manifest.encoders.get(spec.slug)
+        kept = {name: known.settings[name] for name in LASTING if name in known.settings} if known else {"tried": True}
+        settings = {**settings, **kept}
         self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
         self.store.save()
         return encoder

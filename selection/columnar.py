@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +16,8 @@ import pyarrow.parquet as pq
 
 from selection.errors import InputError
 from selection.reading import BATCH_ROWS, kind_of
+
+BUFFER_BYTES = 1 << 20
 
 
 class ColumnarFile(Protocol):
@@ -26,28 +31,63 @@ class ColumnarFile(Protocol):
         ...
 
 
+@dataclass
+class _Stream:
+    """Batches of `file` from `row` on: the one that was read last, where it is still needed, and those behind."""
+
+    file: ParquetFile
+    row: int
+    columns: list[str] | None
+    behind: Iterator[pa.RecordBatch]
+    read: pa.RecordBatch | None = None
+
+
+# What was last read, whatever the file: one for all, so that many files cost no memory.
+_LEFT: deque[_Stream] = deque(maxlen=1)
+
+
 class ParquetFile:
-    """Rows of a Parquet file; memory is one batch and the pages under it."""
+    """Rows of a Parquet file; memory is one batch and the pages under it.
+
+    A row group can only be read from its first row on, and may hold a million. So where a range of rows ends, what
+    reads the file stays open, and a range behind it goes on from there.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = pq.ParquetFile(
-            path, pre_buffer=False
-        )  # not mapped: a file cut short meanwhile is an error, no crash
+        # Not mapped: a file cut short meanwhile is an error, no crash. Buffered: else a row group is read at one go.
+        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
         self.schema = self._file.schema_arrow
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         self._edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.rows = int(self._edges[-1])
 
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        first = max(int(np.searchsorted(self._edges, start, "right")) - 1, 0)
-        last = int(np.searchsorted(self._edges, stop, "left"))
-        row = int(self._edges[first])
-        for batch in self._file.iter_batches(BATCH_ROWS, row_groups=list(range(first, last)), columns=columns):
-            low, high = max(start - row, 0), min(stop - row, len(batch))
+        stream = self._stream(start, columns)
+        while stream.row < stop:
+            if stream.read is None and (batch := next(stream.behind, None)) is not None:
+                stream.read = batch
+            if stream.read is None:
+                return
+            low, high = max(start - stream.row, 0), min(stop - stream.row, len(stream.read))
             if low < high:
-                yield without_views(batch.slice(low, high - low))
-            row += len(batch)
+                yield without_views(stream.read.slice(low, high - low))
+            if high < len(stream.read):  # the next range may begin in this batch
+                break
+            stream.row, stream.read = stream.row + len(stream.read), None
+        if stream.row < self.rows:
+            _LEFT.append(stream)
+
+    def _stream(self, start: int, columns: list[str] | None) -> _Stream:
+        """What the last range has left open, where that is nearer to row `start` than its row group's first row."""
+        first = max(int(np.searchsorted(self._edges, start, "right")) - 1, 0)
+        row = int(self._edges[first])
+        with contextlib.suppress(IndexError):  # taken out, so that no other thread reads from it
+            left = _LEFT.pop()
+            if left.file is self and left.columns == columns and row <= left.row <= start:
+                return left
+        groups = list(range(first, len(self._edges) - 1))
+        return _Stream(self, row, columns, self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns))
 
 
 class ArrowFile:

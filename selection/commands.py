@@ -121,7 +121,12 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "kind, else auto)",
     )
     _index_limits(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and stop: corpora are read into the store and an encoder that needs it is fitted; nothing "
+        "is embedded, and the next build may name another encoder",
+    )
 
 
 def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

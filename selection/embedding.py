@@ -163,6 +163,7 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
     current = {shard.text for _, _, shard in store.corpus.shards}
     entry.shards = {t: f for t, f in entry.shards.items() if t in current and store.is_whole(f)}
     entry.model = encoder.model
+    entry.settings.pop("tried", None)
     store.manifest.encoders[encoder.slug] = entry
     return entry
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
-from selection.errors import NearkinError, explain_os_error
+from selection.errors import DISK_FULL, NearkinError, explain_os_error
 
 ASIDE = ".partial"
 
@@ -37,16 +37,17 @@ def _aside(path: Path) -> Path:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path to write to; on success it becomes `path`, on any error it is removed and `path` is untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise explain_os_error(error, f"writing {path}") from error
+        with _explained(path, aside):
+            yield aside
+        with _explained(path):
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+            _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -58,6 +59,20 @@ def check_replaceable(path: Path, overwrite: bool, holds: str | None = None) -> 
         raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
     if filled and holds is not None and not (path / holds).is_file():
         raise NearkinError(f"{path} has no {holds}, so it is something else and is not replaced: name another folder")
+
+
+@contextmanager
+def _explained(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """Says of an OSError that `path` could not be written; given `aside`, only of one met there or of a full disk.
+
+    What fills a file reads others, and theirs are errors of their own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if aside is not None and error.errno not in DISK_FULL and aside.name not in str(error):
+            raise
+        raise explain_os_error(error, f"writing {path}") from error
 
 
 @contextmanager
@@ -75,21 +90,22 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
     path = Path(os.path.abspath(path))  # noqa: PTH100
     aside, before = _aside(path), _aside(path)
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        if path.is_dir():
-            path.replace(before)
-        aside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
+        with _explained(path):
+            aside.mkdir(parents=True)
+        with _explained(path, aside):
+            yield aside
+        with _explained(path):
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+            if path.is_dir():
+                path.replace(before)
+            aside.replace(path)
+            _sync_folder(path.parent)
+    finally:
         if before.exists() and not path.exists():
             before.replace(path)
-        raise explain_os_error(error, f"writing {path}") from error
-    finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 

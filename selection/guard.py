@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.hashes import Seen, text_hashes
-from selection.reading import read_table, text_column
+from selection.reading import read_table, texts_of
 from selection.task import Task
 
 NOT_WORD = r"[^\pL\pM\pN]+"
@@ -46,7 +46,7 @@ class Guard:
     def of(cls, task: Task, exclude: Sequence[Path] = ()) -> Guard:
         """Forbids every text of the task's splits and of the files in `exclude` (any readable format)."""
         forbidden = {split: pc.unique(normalise(table["text"])) for split, table in task.splits.items()}
-        outside = [normalise(text_column(read_table(path), "text", path)) for path in exclude]
+        outside = [normalise(texts_of(read_table(path), path)) for path in exclude]
         if outside:
             forbidden["excluded"] = pc.unique(pa.chunked_array(outside)).drop_null()
         return cls(forbidden)

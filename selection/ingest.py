@@ -7,12 +7,14 @@ Parquet in the store. Memory is a batch of `BATCH_ROWS` rows and one part of the
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -27,8 +29,10 @@ from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
-from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column
+from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
 from selection.store import CorpusEntry, FileEntry, Store
+
+log = logging.getLogger(__name__)
 
 HUB = "hf://"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -83,6 +87,12 @@ def find_files(location: str) -> list[Path]:
         columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
+        unread = [p for p in found if columnar and kind_of(p) in TEXT_KINDS - {".json", ".txt"}]
+        if unread:
+            log.warning(
+                "%s: only Parquet and Arrow files are read where there are any: %d others, such as %s, are left out",
+                path, len(unread), min(unread).name,
+            )  # fmt: skip
         if not files:
             raise InputError(f"{path} has no file that nearkin reads (.txt, .csv, .jsonl, .parquet, .arrow)")
         return files
@@ -218,7 +228,8 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
                 text_column(file.schema.empty_table(), spec.text_column, path)
             columns = None if spec.where else [spec.text_column]
             cutter = _ShardCutter(store.relative(path), row)
-            for batch in _guarded(path, file.batches(0, file.rows, columns)):
+            read = _guarded(path, file.batches(0, file.rows, columns))
+            for batch in _pieces(read, spec.text_column, path):
                 numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
                 passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
@@ -281,7 +292,18 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
     try:
         yield from batches
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again") from error
+        raise unreadable(path) from error
+
+
+def _pieces(batches: Iterator[pa.RecordBatch], column: str, path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches of long texts in pieces of a quarter shard, since a shard ends between two."""
+    most = SHARD_BYTES // 4
+    for batch in batches:
+        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0)
+        starts = np.cumsum(lengths.to_numpy()) - lengths.to_numpy()
+        cuts = np.flatnonzero(np.diff(starts // most)) + 1
+        for start, stop in pairwise([0, *cuts.tolist(), len(batch)]):
+            yield batch.slice(start, stop - start)
 
 
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
@@ -325,7 +347,7 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
     for path in parts:
         file = open_columnar(path)
         cutter = _ShardCutter(store.relative(path), row)
-        for batch in file.batches(0, file.rows, ["text"]):
+        for batch in _pieces(file.batches(0, file.rows, ["text"]), "text", path):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
             if cutter.full:
                 _collect(cutter, shards, None)

@@ -191,7 +191,7 @@ class _Against:
     def embeddings(self) -> tuple[Embeddings, str]:
         """The vectors of the encoder that the set was selected by, and its name; else of the store's first."""
         store = self._need_store()
-        slugs, wanted = list(store.manifest.encoders), self._encoder
+        slugs, wanted = store.manifest.in_use, self._encoder
         if not slugs:
             raise StoreError(f"{store.path} has no embeddings: run `nearkin build {store.path}`")
         if (model := cascade_model(wanted)) is not None:

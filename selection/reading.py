@@ -168,22 +168,36 @@ def read_table(path: Path) -> pa.Table:
         from selection.columnar import open_columnar
 
         file = open_columnar(path)
-        return pa.Table.from_batches(file.batches(0, file.rows, None), file.schema)
+        try:
+            batches = list(file.batches(0, file.rows, None))
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(path) from error
+        return pa.Table.from_batches(batches, None if batches else file.schema)
     batches = list(read_batches(path))
     if not batches:
         raise InputError(f"{path} has no rows")
     return pa.Table.from_batches(batches)
 
 
-def text_column(table: pa.Table | pa.RecordBatch, name: str, path: Path) -> pa.Array | pa.ChunkedArray:
+def unreadable(path: Path) -> InputError:
+    """What to say of a Parquet or Arrow file that breaks off."""
+    return InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again")
+
+
+def text_column(
+    table: pa.Table | pa.RecordBatch, name: str, path: Path, remedy: str = "name the text column with --text-column"
+) -> pa.Array | pa.ChunkedArray:
     """Column `name` as large strings.
+
+    Args:
+        path: the file, and `remedy` what to do, for error messages.
 
     Raises:
         InputError: no such column, or it does not hold text.
     """
     if name not in table.schema.names:
         has = ", ".join(table.schema.names) or "none"
-        raise InputError(f"{path} has no column {name!r} (it has {has}); name the text column with --text-column")
+        raise InputError(f"{path} has no column {name!r} (it has {has}); {remedy}")
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -192,8 +206,13 @@ def text_column(table: pa.Table | pa.RecordBatch, name: str, path: Path) -> pa.A
     if not (
         pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
     ):
-        raise InputError(f"{path}: column {name!r} holds {column.type}, not text; name another with --text-column")
+        raise InputError(f"{path}: column {name!r} holds {column.type}, not text; {remedy}")
     return column.cast(pa.large_string())
+
+
+def texts_of(table: pa.Table, path: Path) -> pa.ChunkedArray:
+    """Column ``text`` of a task's split or of an excluded file as large strings; raises as `text_column` does."""
+    return text_column(table, "text", path, 'call the column of its texts "text"')
 
 
 def is_blank(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

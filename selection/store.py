@@ -80,7 +80,8 @@ class EncoderEntry:
         shards: a shard's text fingerprint -> its embedding file.
         files: what was fitted to the corpus, where the encoder is of that kind.
         settings: ``engine``; ``index``, the kind that is searched; ``cascade``, the precision that one over it ends in;
-            for a fitted encoder how it was made and what it was found to be worth (``recall``).
+            for a fitted encoder how it was made and what it was found to be worth (``recall``), and ``tried`` until a
+            build has taken it.
     """
 
     model: str
@@ -124,6 +125,12 @@ class Manifest:
     corpora: list[CorpusEntry] = field(default_factory=list)
     encoders: dict[str, EncoderEntry] = field(default_factory=dict)
     indexes: dict[str, IndexEntry] = field(default_factory=dict)
+
+    @property
+    def in_use(self) -> list[str]:
+        """Slugs of the encoders that have embeddings; where none has any, of those that a build has begun with."""
+        begun = [slug for slug, entry in self.encoders.items() if not entry.settings.get("tried")]
+        return [slug for slug in begun if self.encoders[slug].shards] or begun
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Manifest:
@@ -244,8 +251,7 @@ class Store:
 
     def entry(self, path: Path, rows: int) -> FileEntry:
         """The manifest's entry for a file that was just written or scanned."""
-        digest = sha256_of_file(path)
-        self._remember(path, digest)
+        digest = self._hash(path)
         return FileEntry(self.relative(path), rows, digest)
 
     def checked_as(self, entry: FileEntry) -> list[Any]:
@@ -264,13 +270,14 @@ class Store:
         stat = path.stat()
         if not reread and self._checked.get(entry.path) == [stat.st_size, stat.st_mtime_ns, entry.sha256]:
             return True
-        digest = sha256_of_file(path)
-        self._remember(path, digest)
-        return digest == entry.sha256
+        return self._hash(path) == entry.sha256
 
-    def _remember(self, path: Path, digest: str) -> None:
+    def _hash(self, path: Path) -> str:
+        """Hashes a file, and remembers it as it was before, so that an edit meanwhile is noticed at the next use."""
         stat = path.stat()
+        digest = sha256_of_file(path)
         self._checked[self.relative(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        return digest
 
     def check(self, entry: FileEntry, remedy: str) -> Path:
         """The path of a file, once it is known to be what the manifest says.

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.errors import InputError
-from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_table, text_column
+from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_table, texts_of
 
 SPLITS = ("train", "dev", "test")
 
@@ -78,7 +78,7 @@ def read_task(path: Path | str) -> Task:
 
 def _read_split(path: Path) -> pa.Table:
     table = read_table(path)
-    columns: dict[str, pa.ChunkedArray] = {"text": text_column(table, "text", path)}
+    columns: dict[str, pa.ChunkedArray] = {"text": texts_of(table, path)}
     if "label" in table.schema.names:
         try:
             columns["label"] = table["label"].cast(pa.string())

@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from selection.errors import ModelError
-from selection.models import resolve_model
+from selection.models import quiet_libraries, resolve_model
 
 SLICE = 2048
 CACHE_WORDS = 500_000
@@ -89,15 +90,31 @@ def load_tokenizer(model: str) -> Tokenizer:
     """The fast tokenizer of `model`, with neither truncation nor padding.
 
     Raises:
-        ModelError: the model is not to be had, or has no tokenizer.json.
+        ModelError: the model is not to be had, or has none that the tokenizers library can run.
     """
-    path = resolve_model(model) / "tokenizer.json"
-    if not path.exists():
+    folder = resolve_model(model)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else _converted(folder)
+    if tokenizer is None:
         raise ModelError(f"model {model} has no tokenizer.json, so its tokens cannot be counted: choose another")
-    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _converted(folder: Path) -> Tokenizer | None:
+    """The tokenizer that transformers makes of an older model's vocabulary files; None where it makes no fast one."""
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+    fast = getattr(found, "backend_tokenizer", None)
+    if fast is None or fast.get_vocab_size() <= len(found.all_special_tokens):  # without its files, an empty one
+        return None
+    return Tokenizer.from_str(fast.to_str())
 
 
 class ArrayTokenizer:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from selection.encoders.engine import Tick, no_tick
 from selection.errors import ModelError
-from selection.models import DEFAULT_ENCODER
+from selection.models import DEFAULT_ENCODER, SHORT_NAMES
 
 PRECISIONS = ("exact", "bf16", "int8")
 STATIC = "static:"
@@ -113,6 +113,18 @@ def full_name(model: str) -> str:
     """A model's name as a store keeps it: a local folder in full, so that it is found from anywhere."""
     folder = Path(model).expanduser()
     return str(folder.absolute()) if folder.is_dir() else model
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: its folder, however that is spelt, its hub id or its short name."""
+    return _one_name(one) == _one_name(other)
+
+
+def _one_name(model: str) -> str:
+    name = model.removeprefix(STATIC)
+    folder = Path(name).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else SHORT_NAMES.get(name, name)
+    return STATIC + name if model.startswith(STATIC) else name
 
 
 def best_device() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from selection.embedding import Embeddings
+from selection.errors import NearkinError
 from selection.files import release_memory, write_json
 from selection.index import load_faiss
 from selection.index.blocks import Blocks, add_blocks, kept_blocks
@@ -42,7 +43,8 @@ def build_index(
 
     Raises:
         StoreError: the embeddings are incomplete or damaged.
-        NearkinError: no setting reaches the recall that the plan promises; the index that was there stays in use.
+        NearkinError: no setting reaches the recall that the plan promises; the index that was there stays in use, or
+            where this one has taken its place, exact search.
         MissingPackageError: no FAISS.
     """
     embeddings = Embeddings(store, slug)
@@ -59,7 +61,14 @@ def build_index(
         known = IndexEntry(slug, plan.kind.name, embeddings.fingerprint, lists, kept)
         if kept:
             report(f"        {sum(block.file.rows for block in kept):,} passages are indexed already")
-        _make(store, known, embeddings, plan, examples, seed)
+        try:
+            _make(store, known, embeddings, plan, examples, seed)
+        except NearkinError:
+            chosen, left = store.manifest.encoders[slug].settings, store.manifest.indexes.get(name)
+            if chosen.get("index") == plan.kind.name and left is known:  # it was written over
+                chosen["index"] = "stream"
+                store.save()
+            raise
         if not plan.kind.exact:
             report(_told(known))
         store.manifest.indexes[name] = known

@@ -13,15 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.cascade import cascade_neighbours
-from selection.choosing import full_encoder, stored_encoder
+from selection.choosing import check_devices, full_encoder, stored_encoder
 from selection.corpus import Corpus
 from selection.embedding import Embeddings
-from selection.encoders import CASCADE, STATIC, Encoder, cascade_model, slug_of
+from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
 from selection.errors import StoreError
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
-from selection.querying import open_encoder
+from selection.querying import open_encoder, slug_held
 from selection.store import Store
 from selection.task import Task
 from selection.task_vectors import encode_task
@@ -48,6 +48,9 @@ class Pool:
         report: told what a method plans and finds.
         everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
+
+    Raises:
+        NearkinError: this machine has no such device.
     """
 
     store: Store
@@ -62,6 +65,9 @@ class Pool:
     seconds: dict[str, float] = field(default_factory=dict)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        check_devices(self.device)
+
     @cached_property
     def _resolved(self) -> tuple[str, bool]:
         """(slug of the encoder whose embeddings are searched, whether it only says which passages to encode in full).
@@ -73,16 +79,16 @@ class Pool:
         if model is None:
             return open_encoder(store, self.encoder), False
         static = [slug for slug, entry in store.manifest.encoders.items() if entry.model.startswith(STATIC)]
-        slug = static[0] if self.encoder == CASCADE and len(static) == 1 else slug_of(STATIC + model)
-        if slug not in store.manifest.encoders:
+        slug = static[0] if self.encoder == CASCADE and len(static) == 1 else slug_held(store, STATIC + model)
+        if slug is None:
             raise StoreError(
                 f"{store.path} has no static embeddings for a cascade: "
                 f"run `nearkin build {store.path} --encoder {self.encoder}` first"
             )
         entry = store.manifest.encoders[slug]
-        full = slug_of(entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
-        there = store.manifest.encoders.get(full)
-        if there is not None and all(shard.text in there.shards for _, _, shard in store.corpus.shards):
+        full = slug_held(store, entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
+        there = {} if full is None else store.manifest.encoders[full].shards
+        if full is not None and all(shard.text in there for _, _, shard in store.corpus.shards):
             return full, False  # everything is encoded already
         return slug, True
 
@@ -109,7 +115,7 @@ class Pool:
         """The model whose tokenizer counts tokens: that of the encoder, else the default one's."""
         if self.encoder is not None or "_resolved" in self.__dict__:
             return self.store.manifest.encoders[self.slug].model.removeprefix(STATIC)
-        models = [entry.model for entry in self.store.manifest.encoders.values()]
+        models = [self.store.manifest.encoders[slug].model for slug in self.store.manifest.in_use]
         return models[0].removeprefix(STATIC) if models else DEFAULT_ENCODER
 
     @cached_property

@@ -21,6 +21,7 @@ from selection.guard import Duplicates, Guard, normalise
 from selection.index.search import NEIGHBOURS
 from selection.ingest import CorpusSpec
 from selection.querying import query
+from selection.reading import read_table
 from selection.selectors.knn import union
 from selection.task import Task, read_task
 from selection.tokens import count_tokens
@@ -173,6 +174,31 @@ def test_excluded_texts_are_not_selected(leaky: tuple[Path, Task], task_folder: 
     assert result.removed.leaks["excluded"] == 1
 
 
+def test_a_missing_text_column_is_said_without_options_there_are_not(
+    built: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.jsonl").write_text('{"body": "a text"}\n')
+    for task, exclude in ((task_folder, [tmp_path / "other.jsonl"]), (tmp_path / "other.jsonl", [])):
+        with pytest.raises(InputError, match='call the column of its texts "text"') as raised:
+            select(built, task, tmp_path / "set", "random", Budget(docs=2), exclude=exclude)
+        assert "--text-column" not in str(raised.value)
+
+
+def test_excluded_texts_may_lie_in_arrow_files(built: Path, task_folder: Path, tmp_path: Path) -> None:
+    run(built, task_folder, tmp_path / "all", docs=20)
+    texts = pq.read_table(tmp_path / "all" / "augmentation.parquet")["text"].slice(0, 7).combine_chunks()
+    table = pa.table({"text": texts.cast(pa.string_view())})
+    with pa.ipc.new_file(str(tmp_path / "views.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    result = select(built, task_folder, tmp_path / "set", "random", Budget(docs=20), exclude=[tmp_path / "views.arrow"])
+    assert not set(texts.to_pylist()) & set(result.table["text"].to_pylist())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "cut.parquet", compression="none")
+    whole = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    with pytest.raises(InputError, match="cut short or damaged"):
+        read_table(tmp_path / "cut.parquet")
+
+
 def test_a_split_under_another_name_is_pointed_out(
     built: Path, harvested: Harvest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,6 +224,15 @@ def test_an_existing_folder_is_kept_unless_told(built: Path, task_folder: Path, 
     assert (tmp_path / "set" / "augmentation.parquet").read_bytes() == before
     select(built, task_folder, tmp_path / "set", "random", Budget(docs=6), overwrite=True)
     assert pq.read_table(tmp_path / "set" / "augmentation.parquet").num_rows == 6
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_report_may_lie_beside_the_set(again: bool, built: Path, task_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    if again:
+        run(built, task_folder, out, docs=5)
+    select(built, task_folder, out, "random", Budget(docs=6), overwrite=again, removed=out / "removed.csv")
+    assert sorted(path.name for path in out.iterdir()) == ["augmentation.parquet", "manifest.json", "removed.csv"]
 
 
 def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:

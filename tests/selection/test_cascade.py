@@ -89,6 +89,20 @@ def test_the_recall_promised_is_kept_and_foretold(promised: float) -> None:
     assert promised == 0.95 or np.mean(recalls) < 0.97  # it stops when it has enough
 
 
+def test_what_is_encoded_is_not_needed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(4_000, 5, noise=0.4)
+    search = CascadeSearch(
+        corpus.blocks, corpus.queries, corpus.queries, Vectors(corpus.full), 5, np.random.default_rng(0)
+    )
+    search.calibrate(np.arange(300))
+    gain, recall = search._expect()
+    few = np.where(np.cumsum(gain > 0) <= 3, gain, 0.0)  # all but three passages are expected to bring nothing
+    monkeypatch.setattr(search, "_expect", lambda: (few, recall))
+    ids, _ = search.needed(1.0)
+    assert search.left[ids].all()
+    assert len(ids) == 3_700
+
+
 def test_an_audit_sees_what_the_model_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "PRUDENCE", 0.25)  # a model that thinks a quarter of what is missing is
     corpus = Corpus(10_000, 30, noise=0.4)
@@ -251,6 +265,19 @@ def test_vectors_of_other_texts_or_another_encoder_are_removed(store: Path, tiny
     assert not part.exists()
     np.testing.assert_array_equal(again.take(ids), vectors)
     assert full.texts == 2 * len(ids)
+
+
+def test_damaged_vectors_are_removed(store: Path, tiny_encoder: Path) -> None:
+    full = Stops(_cut(tiny_encoder))
+    kept = Kept(Store(store), full)  # type: ignore[arg-type]
+    vectors = kept.take(np.arange(50))
+    (part,) = kept.folder.glob("part-*.arrow")
+    whole, at = bytearray(part.read_bytes()), part.read_bytes().index(vectors[7].tobytes())
+    whole[at] ^= 1
+    part.write_bytes(whole)
+    again = Kept(Store(store), full)  # type: ignore[arg-type]
+    assert not part.exists()
+    np.testing.assert_array_equal(again.take(np.arange(50)), vectors)
 
 
 def test_a_locked_store_is_refused(store: Path, tiny_encoder: Path) -> None:

@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from selection import choosing, workers
+from selection import choosing, embedding, workers
 from selection.building import build
 from selection.choosing import Wanted, draw, stored_encoder
 from selection.embedding import Embeddings
-from selection.encoders import EncoderSpec, load_encoder, transformer
+from selection.encoders import EncoderSpec, load_encoder, openvino_engine, transformer
 from selection.encoders.batches import batches, plan_batches
 from selection.encoders.recall import neighbour_recall
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import ModelError, NearkinError, StoreError
 from selection.ingest import CorpusSpec
 from selection.querying import query
-from selection.store import Store
+from selection.store import EncoderEntry, Store
 from selection.tokens import Ragged
 from tests.conftest import Cli
 
@@ -219,6 +219,129 @@ def test_static_encoder_end_to_end(
     assert "has one precision" in errors
 
 
+def test_a_dry_run_decides_no_later_build(
+    cli: Cli, corpus_file: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    code, _, errors = cli(
+        "build", store, "--corpus", f"docs={corpus_file}", "--encoder", f"static:{tiny_encoder}", "--dry-run"
+    )
+    assert code == 0, errors
+    assert (store / "encoders" / "static-tiny-encoder").is_dir()
+    with pytest.raises(StoreError, match="no embeddings yet"):
+        query(store, task_folder, 3)
+    monkeypatch.setattr(choosing, "DEFAULT_ENCODER", str(tiny_encoder))
+    assert build(store, dry_run=True).plan.choice.encoder.slug == "tiny-encoder"
+    build(store)
+    assert list(Store(store).manifest.encoders) == ["tiny-encoder"]
+    assert not list((store / "encoders").iterdir())
+    assert build(store, encoder=f"static:{tiny_encoder}", dry_run=True).plan.settings["tried"]
+    assert cli("verify", store)[0] == 0
+    assert len(query(store, task_folder, 3).neighbours) == 120
+    fitted = Store(store).manifest.encoders["static-tiny-encoder"].fingerprint
+    build(store, encoder=f"static:{tiny_encoder}")
+    entry = Store(store).manifest.encoders["static-tiny-encoder"]
+    assert (entry.fingerprint, "tried" in entry.settings) == (fitted, False)
+
+
+def test_a_repaired_encoder_keeps_what_was_said_of_it(corpus_file: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    specs = [CorpusSpec("docs", str(corpus_file))]
+    build(store, specs, encoder=f"cascade:{tiny_encoder}", precision="bf16", index="flat")
+    entry = Store(store).manifest.encoders["static-tiny-encoder"]
+    assert (entry.settings["cascade"], entry.settings["index"]) == ("bf16", "flat")
+    (store / entry.files[0].path).write_bytes(b"damaged")
+    build(store)
+    assert Store(store).manifest.encoders["static-tiny-encoder"].settings == entry.settings
+
+
+def test_models_of_one_last_name_are_told_apart(
+    store: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Path(shutil.copytree(tiny_encoder, tmp_path / "a" / "tiny-encoder"))
+    other = Path(shutil.copytree(tiny_encoder, tmp_path / "b" / "tiny-encoder"))
+    settings = json.loads((other / "sentence_bert_config.json").read_text())
+    (other / "sentence_bert_config.json").write_text(json.dumps({**settings, "max_seq_length": 16}))
+    for name in (str(other), f"cascade:{other}"):
+        with pytest.raises(StoreError):
+            query(store, task_folder, 1, encoder=name)
+    before = Store(store).manifest
+    with pytest.raises(StoreError, match=r"embeddings tiny-encoder by .* would take their place"):
+        build(store, encoder=str(other))
+    assert Store(store).manifest == before
+    build(store, encoder=f"cascade:{tiny_encoder}")
+    static = Store(store).manifest
+    with pytest.raises(StoreError, match="would take their place"):
+        build(store, encoder=f"static:{other}")
+    with pytest.raises(StoreError, match="no static embeddings"):
+        query(store, task_folder, 1, encoder=f"cascade:{other}")
+    assert Store(store).manifest == static
+    monkeypatch.chdir(tmp_path)
+    assert build(store, encoder="a/tiny-encoder").plan.embedding.passages == 0  # the same, elsewhere
+    assert build(store, encoder=f"static:{moved}").plan.embedding.passages == 0
+    for name in ("tiny-encoder", "a/tiny-encoder", "b/../a/tiny-encoder", "static:a/tiny-encoder"):
+        assert len(query(store, task_folder, 1, encoder=name).neighbours) == 40
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What a trial finds: tokens/s by precision; changed by a test."""
+    speeds = {"exact": 1.0, "bf16": 1.0, "int8": 1.0}
+    monkeypatch.setattr(choosing, "TRIAL_FROM", 1)
+    monkeypatch.setattr(choosing, "measure", lambda encoder, texts: (100.0, speeds[encoder.precision]))
+    monkeypatch.setattr(openvino_engine, "available", lambda: False)
+    return speeds
+
+
+def test_what_auto_does_not_take_is_not_left_behind(
+    cli: Cli,
+    corpus_file: Path,
+    task_folder: Path,
+    tiny_encoder: Path,
+    tmp_path: Path,
+    tried: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fitted(self: choosing._Chooser, spec: EncoderSpec) -> choosing.Choice:
+        with self._kept(spec) as folder:
+            (folder / "model.xml").write_text("as slow as the exact one")
+        files = [self.store.entry(self.store.path / "encoders" / spec.slug / "model.xml", 0)]
+        worth = {"recall": 1.0, "passages": 9, "tried": True}
+        entry = EncoderEntry(str(tiny_encoder), "int8", None, "0", 32, files=files, settings=worth)
+        self.store.manifest.encoders[spec.slug] = entry
+        self.store.save()
+        return choosing.Choice(load_encoder(spec.model, device="cpu"), 100.0, 1e9)
+
+    monkeypatch.setattr(choosing._Chooser, "_fitted", fitted)
+    monkeypatch.setattr(choosing.int8, "available", lambda: True)
+    store = tmp_path / "store"
+    result = build(store, [CorpusSpec("docs", str(corpus_file))], encoder=str(tiny_encoder), precision="auto")
+    assert result.plan.choice.encoder.slug == "tiny-encoder"
+    assert list(Store(store).manifest.encoders) == ["tiny-encoder"]
+    assert not (store / "encoders" / "tiny-encoder-int8").exists()
+    assert len(query(store, task_folder, 3).neighbours) == 120
+    assert cli("verify", store)[0] == 0
+
+
+def test_a_killed_build_within_a_limit_goes_on_with_what_it_chose(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, tried: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*args: object) -> object:
+        raise KeyboardInterrupt
+
+    store, specs = tmp_path / "store", [CorpusSpec("docs", str(corpus_file))]
+    monkeypatch.setattr(choosing._Chooser, "_worthwhile", lambda self, spec, exact: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "_encode_shard", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            build(store, specs, encoder=str(tiny_encoder), precision="auto", max_seconds=1)
+    tried["exact"] = 1e9
+    again = build(store, specs, encoder=str(tiny_encoder), precision="auto", max_seconds=1)
+    assert again.plan.choice.encoder.slug == "static-tiny-encoder"
+    other = build(store, specs, encoder=str(tiny_encoder), precision="auto", max_seconds=1)
+    assert other.plan.choice.encoder.slug == "tiny-encoder"
+
+
 def test_a_corpus_too_small_to_fit_to_is_said_so(cli: Cli, tiny_encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("one passage\nand another\n")
     arguments = ["build", tmp_path / "s", "--corpus", f"d={tmp_path / 'few.txt'}", "--encoder"]
@@ -262,6 +385,15 @@ def test_devices_that_are_not_there(cli: Cli, store: Path) -> None:
         code, _, errors = cli("build", store, "--device", device)
         assert code == 1
         assert "this machine has no device" in errors
+
+
+def test_devices_that_are_not_there_are_refused_though_vectors_are_kept(
+    cli: Cli, store: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    assert cli("query", store, task_folder)[0] == 0
+    for command in (["query", store, task_folder], ["select", store, task_folder, "-k", 1, "--out", tmp_path / "set"]):
+        code, _, errors = cli(*command, "--device", "cuda:9")
+        assert (code, errors) == (1, "nearkin: this machine has no device cuda:9: `nearkin doctor` lists what it has\n")
 
 
 def test_a_sample_comes_from_all_over(built: Path) -> None:

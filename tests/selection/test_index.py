@@ -199,6 +199,25 @@ def test_a_recall_that_is_not_reached_leaves_the_index_before_it_in_use(
     assert Store(store).manifest.encoders["tiny-encoder"].settings["index"] == "stream"
 
 
+def test_an_index_that_failed_to_take_the_place_of_its_kind_is_not_searched(
+    store: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(store, "ivf")
+    opened = Store(store)
+    with opened.lock():
+        opened.manifest.indexes["tiny-encoder-ivf"].embeddings = "of other texts"
+        opened.manifest.indexes["tiny-encoder-ivf"].blocks[0].embeddings = "of other texts"
+        opened.save()
+
+    def unreached(*arguments: object) -> None:
+        raise NearkinError("not reached")
+
+    monkeypatch.setattr("selection.index.build.tune", unreached)
+    with pytest.raises(NearkinError, match="not reached"):
+        index(store, "ivf")
+    assert query(store, task_folder, 3).neighbours.num_rows > 0
+
+
 def test_too_little_memory_is_said_with_what_would_do(store: Path) -> None:
     import re
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection import ingest as module
+from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
 from selection.ingest import CorpusSpec, find_files, ingest, parse_corpus
@@ -105,6 +108,69 @@ def test_rows_come_back_by_doc_id_across_shards(
         store.corpus.take(np.array([600]))
 
 
+@pytest.mark.parametrize("group", [1000, 70, 33])
+def test_any_range_of_a_parquet_file(
+    group: int, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    table = passages.select(["id", "text"])
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=group)
+    file, rng = open_columnar(tmp_path / "a.parquet"), np.random.default_rng(0)
+    edges = np.sort(rng.choice(600, 80, replace=False))
+    in_order = list(pairwise(edges.tolist()))
+    out_of_order = [sorted(rng.choice(601, 2, replace=False).tolist()) for _ in range(80)]
+    for start, stop in [*in_order, *out_of_order]:
+        for columns in (["text"], ["text"], ["id", "text"]):
+            found = pa.Table.from_batches(file.batches(start, stop, columns))
+            assert found.equals(table.select(columns).slice(start, stop - start))
+
+
+def test_a_large_row_group_is_read_once(passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    monkeypatch.setattr(module, "SHARD_ROWS", 64)
+    read: list[int] = []
+    real = pq.ParquetFile.iter_batches
+
+    def counting(self: pq.ParquetFile, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        for batch in real(self, *args, **kwargs):
+            read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counting)
+    pq.write_table(passages, tmp_path / "a.parquet", row_group_size=1 << 20)
+    corpus = scan(tmp_path, tmp_path / "a.parquet")[0].corpus
+    assert len(corpus.shards) == 10
+    read.clear()
+    texts = [text for number in range(10) for text in corpus.texts(number).to_pylist()]
+    assert texts == passages["text"].to_pylist()
+    assert sum(read) == 600
+    read.clear()
+    assert corpus.take(np.arange(5, 600, 50))["text"].to_pylist() == texts[5::50]
+    assert sum(read) == 576  # up to the batch of the last one
+    read.clear()
+    corpus.texts(1)
+    assert sum(read) == 128
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_long_passages_make_shards_of_few(
+    kind: str, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 40_000)
+    texts = [" ".join([text] * 20) for text in passages["text"].slice(0, 100).to_pylist()]
+    texts[3:5] = [None, ""]
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    store, entry = scan(tmp_path, tmp_path / f"a.{kind}")
+    longest = max(len(text.encode()) for text in texts if text)
+    assert len(entry.shards) > 3
+    assert max(shard.text_bytes for shard in entry.shards) <= 40_000 + 10_000 + longest
+    rows = [(f"c:{number}", text) for number, text in enumerate(texts) if text]
+    assert list(zip(*all_rows(store).select(["id", "text"]).to_pydict().values(), strict=True)) == rows
+
+
 def test_chunks_are_short_and_lose_no_character(passages: pa.Table, tmp_path: Path) -> None:
     long = [" ".join(passages["text"].slice(i, 5).to_pylist()) for i in range(0, 50, 5)]
     pq.write_table(pa.table({"id": [f"d{i}" for i in range(10)], "text": long}), tmp_path / "long.parquet")
@@ -139,6 +205,20 @@ def test_folders_globs_and_hub_folders(small: pa.Table, tmp_path: Path) -> None:
     (folder / "README.txt").unlink()
     hub, _ = scan(tmp_path / "hub", f"hf://{folder}:train")
     assert all_rows(hub)["text"].to_pylist() == small["text"].to_pylist()[:30]
+
+
+def test_files_left_out_of_a_folder_are_named(
+    small: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pq.write_table(small, folder / "a.parquet")
+    (folder / "about.txt").write_text("of this folder")
+    assert len(find_files(str(folder))) == 1
+    assert not caplog.messages
+    (folder / "b.jsonl.gz").write_bytes(b"")
+    assert len(find_files(str(folder))) == 1
+    assert "b.jsonl.gz" in caplog.text
 
 
 def test_a_scan_is_reused_until_a_file_changes(small: pa.Table, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selection import choosing
 from selection import tokens as tokens_module
+from selection.encoders import load_encoder
+from selection.errors import ModelError
 from selection.models import resolve_model
 from selection.tokens import ArrayTokenizer, Ragged, count_tokens, load_tokenizer, split_words
 
@@ -112,3 +118,18 @@ def test_other_tokenizers_go_through_the_library(monkeypatch: pytest.MonkeyPatch
     assert not plain.by_words
     texts = passages["text"].slice(0, 30)
     assert rows_of(plain(texts)) == library(texts.to_pylist())
+
+
+def test_a_model_of_vocabulary_files_alone_is_counted_by_those(passages: pa.Table, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(resolve_model(MODEL), tmp_path / "older"))
+    vocabulary = sorted((place, token) for token, place in load_tokenizer(MODEL).get_vocab().items())
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for _, token in vocabulary), encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    texts = passages["text"].slice(0, 50)
+    np.testing.assert_array_equal(count_tokens(texts, str(folder)), count_tokens(texts, MODEL))
+    encoder = load_encoder(str(folder), device="cpu")
+    assert encoder.engine == "sentence-transformers"
+    assert choosing.measure(encoder, texts.slice(0, 9))[0] > 3
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(ModelError, match="tokens cannot be counted"):
+        load_tokenizer.__wrapped__(str(folder))
