@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from selection.errors import NearkinError
 from selection.files import human_bytes
 from selection.index.plan import memory_of_machine
 from selection.models import DEFAULT_ENCODER, resolve_model
+from selection.versions import version_of
 
 PACKAGES = (
     "nearkin", "torch", "transformers", "sentence-transformers", "tokenizers", "accelerate", "datasets", "pyarrow",
@@ -27,20 +27,13 @@ def doctor() -> Iterator[tuple[str, str, bool]]:
     yield "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs", True
     yield "memory", human_bytes(memory_of_machine()), True
     for package in PACKAGES:
-        found = _version(package)
+        found = version_of(package)
         yield package, found or f"missing: `pip install {package}`", found is not None
     yield from _faiss()
     yield from _torch()
-    fast = [f"{package} {_version(package)}" for package in ("openvino", "nncf") if _version(package)]
+    fast = [f"{package} {version_of(package)}" for package in ("openvino", "nncf") if version_of(package)]
     yield "fast on CPUs", ", ".join(fast) or "neither openvino nor nncf: `pip install 'nearkin[openvino]'`", True
     yield from _caches()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _faiss() -> Iterator[tuple[str, str, bool]]:

@@ -26,15 +26,6 @@ from selection.inspection import (
 from selection.pages import Histogram
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Columns two spaces apart, the first `left` of them to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (
-        [c.ljust(w) if at < left else c.rjust(w) for at, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows
-    )
-    return ["  ".join(row).rstrip() for row in cells]
-
-
 def _plain(text: str, width: int) -> str:
     """A text as one line for a terminal: white space run together, what would steer the terminal left out."""
     line = " ".join(text[: 4 * width].split())
@@ -58,7 +49,7 @@ def lines(found: Inspection, width: int, examples: int) -> list[str]:
         lines += ["", title, *_plot_lines(shown)]
     if found.others:
         head, rows = comparison(found)
-        lines += ["", *_aligned([head, *([_plain(r[0], 16), _plain(r[1], 14), *r[2:]] for r in rows)], 2)]
+        lines += ["", *pages.aligned([head, *([_plain(r[0], 16), _plain(r[1], 14), *r[2:]] for r in rows)], 2)]
         lines += textwrap.wrap(COMPARED, width)
     if picked := _spread(found.examples, examples):
         lines += ["", *(line for example in picked for line in _example_lines(example, width))]
@@ -109,7 +100,7 @@ def _part_lines(found: Inspection, title: str, parts: Sequence[Part]) -> list[st
                 share_of(part.text_bytes, found.text_bytes),
             ]
         )
-    return _aligned(rows, 2)
+    return pages.aligned(rows, 2)
 
 
 def _plot_lines(shown: Histogram) -> list[str]:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from selection.domains import Batches, domains_of, sampled
 from selection.errors import InputError, NearkinError
 from selection.files import human_seconds, text_bytes
+from selection.pages import aligned
 from selection.plotting import heat_map, require_plots, save
 from selection.reading import is_blank
 
@@ -113,7 +114,7 @@ class Overlap:
         rows += [[name, f"{documents:,}", f"{words:,}", f"{size:,}"] for name, documents, words, size in facts]
         if self.losses is not None:
             rows = [[*row, cell] for row, cell in zip(rows, ["loss", *map("{:.3f}".format, self.losses)], strict=True)]
-        return [*_aligned(rows), "", f"{self._measure()}, %", *self._square(width)]
+        return [*aligned(rows), "", f"{self._measure()}, %", *self._square(width)]
 
     def _square(self, width: int) -> list[str]:
         """The matrix under names if they fit, else under numbers, else without decimals too."""
@@ -123,7 +124,7 @@ class Overlap:
         for heads, labels, decimals in ((self.names, self.names, 1), (numbers, numbered, 1), (numbers, numbered, 0)):
             cells = [[f"{100 * share:.{decimals}f}" for share in row] for row in self.matrix]
             body = [[label, *row] for label, row in zip(labels, cells, strict=True)]
-            lines = _aligned([["", *heads], *body], gap=1 + decimals)
+            lines = aligned([["", *heads], *body], gap=1 + decimals)
             if len(lines[0]) <= width:
                 break
         return lines
@@ -131,12 +132,6 @@ class Overlap:
     def _measure(self) -> str:
         of = "" if self.sample is None else f" in at most {self.sample:,} documents of each"
         return f"share of the {self.top:,} most frequent words{of} that two domains have in common"
-
-
-def _aligned(rows: list[list[str]], gap: int = 2) -> list[str]:
-    """The first column to the left, the others to the right, `gap` spaces between them."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return [(" " * gap).join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def overlap(

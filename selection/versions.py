@@ -28,9 +28,13 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Python's version and those of `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {name: version_of(name) for name in PACKAGES}
+    return {**found, **{name: number for name, number in installed.items() if number is not None}}
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

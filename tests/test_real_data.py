@@ -13,7 +13,7 @@ import pytest
 from selection.augmentation import Budget, select
 from selection.building import build
 from selection.embedding import Embeddings
-from selection.index.search import search
+from selection.index.search import Searcher
 from selection.ingest import CorpusSpec
 from selection.store import Store
 from selection.task import Task, read_task
@@ -58,4 +58,4 @@ def test_exact_search_is_exact(store: Path, tmp_path: Path) -> None:
     opened = Store(store)
     queries = encode_task(opened, "all-MiniLM-L6-v2-64", read_task(small_task("chemprot", tmp_path)))
     corpus = np.concatenate(list(Embeddings(opened, "all-MiniLM-L6-v2-64"))).astype(np.float32)
-    assert_same_neighbours(search(opened, "all-MiniLM-L6-v2-64", queries, 20), corpus, queries, 20)
+    assert_same_neighbours(Searcher(opened, "all-MiniLM-L6-v2-64").search(queries, 20), corpus, queries, 20)

@@ -17,7 +17,7 @@ from selection.index.ranking import NEIGHBOURS, neighbour_table
 from selection.index.tune import DEPTHS, effort_for, recall_of
 from selection.store import IndexEntry, Store
 
-__all__ = ["NEIGHBOURS", "Searcher", "find_index", "search"]
+__all__ = ["NEIGHBOURS", "Searcher", "find_index"]
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,3 @@ class Searcher:
                 "--task` measures it among them, `--index stream` is exact",
                 self.entry.kind, 100 * recall, 100 * settings["target"], self.entry.kind,
             )  # fmt: skip
-
-
-def search(
-    store: Store, slug: str, queries: npt.NDArray[np.float32], k: int, kind: str | None = None, first_query: int = 0
-) -> pa.Table:
-    """One search by a `Searcher`."""
-    return Searcher(store, slug, kind).search(queries, k, first_query)

@@ -18,7 +18,7 @@ from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
-from selection.index.search import Searcher, search
+from selection.index.search import Searcher
 from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
@@ -68,7 +68,7 @@ def test_the_stream_equals_brute_force(built: Path, task_folder: Path) -> None:
     store = Store(built)
     queries = encode_task(store, "tiny-encoder", read_task(task_folder))
     corpus = np.concatenate(list(Embeddings(store, "tiny-encoder"))).astype(np.float32)
-    found = search(store, "tiny-encoder", queries, 10)
+    found = Searcher(store, "tiny-encoder").search(queries, 10)
     assert_same_neighbours(found, corpus, queries, 10)
     assert found["query_id"].to_numpy().tolist() == np.repeat(np.arange(len(queries)), 10).tolist()
     assert found["rank"].to_pylist()[:10] == list(range(1, 11))
@@ -85,7 +85,7 @@ def test_the_stream_equals_brute_force_with_the_default_encoder(
     store = Store(tmp_path / "store")
     queries = encode_task(store, "all-MiniLM-L6-v2", read_task(task_folder))
     corpus = np.concatenate(list(Embeddings(store, "all-MiniLM-L6-v2"))).astype(np.float32)
-    assert_same_neighbours(search(store, "all-MiniLM-L6-v2", queries, 20), corpus, queries, 20)
+    assert_same_neighbours(Searcher(store, "all-MiniLM-L6-v2").search(queries, 20), corpus, queries, 20)
 
 
 APPROXIMATE = ("ivf", "ivf-sq8", "ivf-pq", "ivf-rabitq", "hnsw")
@@ -104,8 +104,8 @@ def test_an_approximate_index_keeps_the_recall_it_promises(store: Path, task_fol
     assert entry.settings["recall"] + 2 * entry.settings["recall_error"] >= 0.9
     opened = Store(store)
     queries = encode_task(opened, "tiny-encoder", read_task(task_folder))
-    exact = search(opened, "tiny-encoder", queries, 50, "stream")["doc_id"].to_numpy().reshape(-1, 50)
-    table = search(opened, "tiny-encoder", queries, 50)
+    exact = Searcher(opened, "tiny-encoder", "stream").search(queries, 50)["doc_id"].to_numpy().reshape(-1, 50)
+    table = Searcher(opened, "tiny-encoder").search(queries, 50)
     found = ids_of_table(table, len(queries), 50)
     recall = np.mean([len(set(a) & set(b)) / 50 for a, b in zip(exact, found, strict=True)])
     assert recall > 0.85
@@ -117,9 +117,9 @@ def test_an_approximate_index_keeps_the_recall_it_promises(store: Path, task_fol
 def test_flat_gives_what_the_stream_gives(store: Path, task_folder: Path) -> None:
     opened = Store(store)
     queries = encode_task(opened, "tiny-encoder", read_task(task_folder))
-    streamed = search(opened, "tiny-encoder", queries, 10)
+    streamed = Searcher(opened, "tiny-encoder").search(queries, 10)
     index(store, "flat")
-    assert search(Store(store), "tiny-encoder", queries, 10, "flat")["score"].equals(streamed["score"])
+    assert Searcher(Store(store), "tiny-encoder", "flat").search(queries, 10)["score"].equals(streamed["score"])
 
 
 def blocks_of(store: Path, kind: str) -> list[Path]:
@@ -439,8 +439,8 @@ def test_a_batch_by_lists_finds_what_one_by_one_does(
     assert len(blocks_of(parts_store, kind)) > 1
     opened = Store(parts_store)
     queries = Embeddings(opened, "tiny-encoder").take(np.arange(300))
-    alone = search(opened, "tiny-encoder", queries, 7)
+    alone = Searcher(opened, "tiny-encoder").search(queries, 7)
     monkeypatch.setattr("selection.index.blocks.BATCH", 100)
     capsys.readouterr()
-    assert search(opened, "tiny-encoder", queries, 7).equals(alone)
+    assert Searcher(opened, "tiny-encoder").search(queries, 7).equals(alone)
     assert capsys.readouterr().out == ""
