@@ -22,6 +22,7 @@ from adaptation.cards import (
     paper_rows,
     size_of,
 )
+from selection.columns import aligned
 from selection.task import SPLITS
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def run_list(options: argparse.Namespace, say: Say) -> int:
     for card in chosen:
         here = "?" if folder is None else "yes" if is_here(card, folder) else "no"
         rows.append([card["name"], card["kind"], card["domain"], card.get("metric", "-"), size_of(card), here])
-    for line in _table(rows):
+    for line in aligned(rows, left=len(rows[0])):
         say(line)
     say("")
     say(f"looked for under {folder}" if folder else f"name a data folder with --data or in {DATA_VARIABLE}")
@@ -127,7 +128,7 @@ def run_show(options: argparse.Namespace, say: Say) -> int:
     if rows := paper_rows(card):
         what = "masked-LM loss" if card["kind"] == "corpus" else "test F1, mean and standard deviation of 5 seeds"
         say(f"in the paper ({what}):")
-        for line in _table([list(row) for row in rows]):
+        for line in aligned(rows, left=len(rows[0])):
             say(f"  {line}")
     return 0
 
@@ -180,8 +181,3 @@ def _with_place(card: Card, folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {**card, "place": None, "here": None}
     return {**card, "place": str(folder / card["path"]), "here": is_here(card, folder)}
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -19,6 +19,7 @@ from adaptation.planning import Arm, Plan, plan_recipe
 from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
+from selection.columns import aligned
 from selection.errors import NearkinError
 from selection.files import human_seconds, locked, sweep, write_json
 from selection.models import quiet_libraries
@@ -251,7 +252,7 @@ def forecast(plan: Plan, cache: Path, predicted: dict[str, Prediction]) -> list[
     total = sum(guess.seconds for guess in predicted.values())
     to_do = sum(not step.is_done(cache) for step in plan.steps)
     head = ("step", "what", "", "updates", "tokens", "predicted")
-    return [*aligned(head, rows, left=3), f"{to_do} of {len(rows)} steps to do, about {human_seconds(total)}"]
+    return [*aligned([head, *rows], left=3), f"{to_do} of {len(rows)} steps to do, about {human_seconds(total)}"]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -276,7 +277,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         *(["task"] if several else []), "phase", "passages", "selection s", "updates", "tokens seen", "training",
         "dev loss", "dev F1", "test F1",
     )  # fmt: skip
-    return aligned(head, lines, left=2 if several else 1)
+    return aligned([head, *lines], left=2 if several else 1)
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -285,15 +286,3 @@ def _cell(value: float | None, form: str) -> str:
 
 def _f1(mean: float, std: float | None) -> str:
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ({std:.1f})"
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table, the first `left` columns on the left, the others on the right."""
-    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(width) if at < left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]

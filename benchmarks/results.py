@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selection.columns import aligned
 from selection.errors import InputError
 from selection.files import atomic_write
 from selection.versions import versions
@@ -114,11 +115,4 @@ def format_rows(rows: Sequence[Row]) -> list[str]:
         return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
 
     names = [name for name in rows[0] if name not in ADDED]
-    cells = [[cell(row[name]) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
-    return [
-        "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [names, *cells]
-    ]
+    return aligned([names, *([cell(row[name]) for name in names] for row in rows)])

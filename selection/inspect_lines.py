@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from selection import pages
+from selection.columns import aligned
 from selection.files import human_bytes
 from selection.inspection import (
     COMPARED,
@@ -49,7 +50,7 @@ def lines(found: Inspection, width: int, examples: int) -> list[str]:
         lines += ["", title, *_plot_lines(shown)]
     if found.others:
         head, rows = comparison(found)
-        lines += ["", *pages.aligned([head, *([_plain(r[0], 16), _plain(r[1], 14), *r[2:]] for r in rows)], 2)]
+        lines += ["", *aligned([head, *([_plain(r[0], 16), _plain(r[1], 14), *r[2:]] for r in rows)], 2)]
         lines += textwrap.wrap(COMPARED, width)
     if picked := _spread(found.examples, examples):
         lines += ["", *(line for example in picked for line in _example_lines(example, width))]
@@ -100,7 +101,7 @@ def _part_lines(found: Inspection, title: str, parts: Sequence[Part]) -> list[st
                 share_of(part.text_bytes, found.text_bytes),
             ]
         )
-    return pages.aligned(rows, 2)
+    return aligned(rows, 2)
 
 
 def _plot_lines(shown: Histogram) -> list[str]:

@@ -29,10 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from selection.columns import aligned
 from selection.domains import Batches, domains_of, sampled
 from selection.errors import InputError, NearkinError
 from selection.files import human_seconds, text_bytes
-from selection.pages import aligned
 from selection.plotting import heat_map, require_plots, save
 from selection.reading import is_blank
 

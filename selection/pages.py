@@ -172,15 +172,6 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[str]:
-    """Columns for a terminal, `gap` spaces apart, the first `left` of them to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (
-        [c.ljust(w) if at < left else c.rjust(w) for at, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows
-    )
-    return [(" " * gap).join(row).rstrip() for row in cells]
-
-
 def text_bar(share: float, width: int) -> str:
     """`share`, 0 to 1, of `width` characters in steps of an eighth, as block characters; what is not 0 is seen."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)

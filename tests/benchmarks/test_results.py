@@ -13,4 +13,4 @@ def test_a_row_keeps_the_stamp_of_when_it_was_measured(tmp_path: Path) -> None:
     assert first == old
     assert second["machine"] != "another"
     assert set(second) == {"f1", *ADDED}
-    assert format_rows([first]) == ["f1   ", "1.000"]
+    assert format_rows([first]) == ["f1", "1.000"]
