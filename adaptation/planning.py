@@ -260,7 +260,7 @@ class _Planner:
         """What a method may draw on: all texts, and the vectors of the encoder, or of all where none is named."""
         encoders = store.manifest.encoders
         one = self.recipe.encoder
-        slugs = [open_encoder(store, one)] if one and cascade_model(one) is None else sorted(encoders)
+        slugs = [open_encoder(store, one)] if one and cascade_model(one) is None else sorted(store.manifest.in_use)
         parts = [f"{name}:{shard.text}" for name, _, shard in store.corpus.shards]
         for slug in slugs:
             kind = encoders[slug].settings.get("index", "stream")

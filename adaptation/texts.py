@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.errors import InputError
-from selection.reading import is_blank, read_table, text_column
+from selection.reading import is_blank, read_table, texts_of
 from selection.task import read_task
 
 AUGMENTATION_FILE = "augmentation.parquet"
@@ -113,8 +113,7 @@ def _read_source(path: Path) -> tuple[str, pa.ChunkedArray, list[pa.ChunkedArray
 
 
 def _texts_of_file(path: Path) -> pa.ChunkedArray:
-    table = read_table(path)
-    texts = text_column(table, "text", path)
+    texts = texts_of(read_table(path), path)
     texts = texts.filter(pc.invert(is_blank(texts)))
     if len(texts) == 0:
         raise InputError(f"{path} has no text")
