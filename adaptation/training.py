@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
+        if state.is_world_process_zero:
+            with suppress(OSError):  # a disk that is full keeps no checkpoint, and no run from going on
+                (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = time.monotonic() - self._last >= self._seconds

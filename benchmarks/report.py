@@ -75,7 +75,7 @@ class Grid:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What the grid was run under, by dotted names: ``tokens``, ``adapt.epochs``, ..."""
-        return _flat({"model": self.model, "preset": self.preset, **json.loads(self.rows[0]["grid"])})
+        return _flat({"model": self.model, "preset": self.preset, **_json(self.rows[0]["grid"])})
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -252,8 +252,12 @@ def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 def settings_of(row: Row) -> dict[str, Any]:
     """``finetune``, and ``adapt``: a list, one a part of the phase; empty where they cannot be read."""
+    return _json(row["settings"])
+
+
+def _json(text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(row["settings"])
+        found = json.loads(text)
     except ValueError:
         return {}
-    return settings if isinstance(settings, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -52,7 +52,7 @@ def alternate(
 
 
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:
-    """Writes rows to a Parquet file, each with time, machine and versions; a row that has them keeps its own."""
+    """Writes rows to a Parquet file. Each is given time, machine and versions, where it has none of its own."""
     if out is None:
         return
     common = {

@@ -126,18 +126,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
+def locked(file: Path, busy: str, kind: type[NearkinError] = NearkinError) -> Iterator[None]:
     """Holds a lock file, made with its folder; no two processes hold it at once.
 
     Raises:
-        NearkinError: with `busy` as its sentence, where another process holds it.
+        NearkinError: of that kind, with `busy` as its sentence, where another process holds it.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(file), timeout=0)
         lock.acquire()
     except Timeout:
-        raise NearkinError(busy) from None
+        raise kind(busy) from None
     except OSError as error:
         raise explain_os_error(error, f"locking {file}") from error
     try:

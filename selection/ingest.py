@@ -299,10 +299,9 @@ def _pieces(batches: Iterator[pa.RecordBatch], column: str, path: Path) -> Itera
     """Batches of long texts in pieces of a quarter shard, since a shard ends between two."""
     most = SHARD_BYTES // 4
     for batch in batches:
-        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0)
-        starts = np.cumsum(lengths.to_numpy()) - lengths.to_numpy()
-        cuts = np.flatnonzero(np.diff(starts // most)) + 1
-        for start, stop in pairwise([0, *cuts.tolist(), len(batch)]):
+        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0).to_numpy()
+        starts = np.flatnonzero(np.diff((np.cumsum(lengths) - lengths) // most, prepend=-1))
+        for start, stop in pairwise(np.append(starts, len(batch))):
             yield batch.slice(start, stop - start)
 
 

@@ -27,11 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from selection.corpus import Corpus, Shard
 from selection.errors import StoreError, explain_os_error
-from selection.files import ASIDE, sha256_of_file, sweep, write_json
+from selection.files import ASIDE, locked, sha256_of_file, sweep, write_json
 
 FORMAT = 1
 
@@ -199,25 +197,13 @@ class Store:
         Raises:
             StoreError: another process is building it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain_os_error(error, f"making {self.path}") from error
-        lock = FileLock(str(self.path / ".lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StoreError(f"another process is building {self.path}: wait for it, or stop it") from None
-        except OSError as error:
-            raise explain_os_error(error, f"locking {self.path}") from error
-        try:
+        busy = f"another process is building {self.path}: wait for it, or stop it"
+        with locked(self.path / ".lock", busy, StoreError):
             manifest = self.path / "manifest.json"
             if manifest.exists():
                 self.manifest = _read_manifest(manifest)
             sweep(self.path)
             yield
-        finally:
-            lock.release()
 
     def save(self) -> None:
         """Writes the manifest."""
