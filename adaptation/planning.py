@@ -232,6 +232,7 @@ class _Planner:
     ) -> SelectStep:
         first, *others = [task.task for task in tasks]
         guarded = [path for task in others for path in (task.path / "dev.jsonl", task.path / "test.jsonl")]
+        guarded = guarded if part.guarded else []
         splits = ("train", "dev", "test")
         return SelectStep(
             f"{part.name} for {', '.join(task.task.name for task in tasks)}" + (f": {name}" if name else ""),

@@ -102,24 +102,31 @@ def frontier(
         NearkinError: see `adaptation.run.run`; another process writes to `out`.
     """
     quiet_libraries()
+    arms = plan_recipe(recipe).arms  # what is wrong with a recipe shows before anything is written
     cache = cache or recipe.out / "steps"
     busy = "another grid is at work in {}: wait for it, or name another"
     with (
         locked(out.with_name(f".{out.name}.lock"), f"{busy.format(out)} --out"),
         locked(cache.parent / ".lock", f"{busy.format(cache.parent)} --work"),
     ):
-        return _Grid(recipe, seeds, out, cache, command, say).run()
+        return _Grid(recipe, arms, seeds, out, cache, command, say).run()
 
 
 class _Grid:
     """One call of `frontier`: what its cells share."""
 
     def __init__(
-        self, recipe: Recipe, seeds: int, out: Path, cache: Path, command: str, say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        arms: Sequence[Arm],
+        seeds: int,
+        out: Path,
+        cache: Path,
+        command: str,
+        say: Callable[[str], None],
     ) -> None:
         self.recipe, self.out, self.cache, self.command, self.say = recipe, out, cache, command, say
-        self.arms = plan_recipe(recipe).arms
-        ordered = sorted(self.arms, key=lambda arm: recipe.phases.index(arm.phase))
+        ordered = sorted(arms, key=lambda arm: recipe.phases.index(arm.phase))
         self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
         self.grid = _shape(recipe)
         self.rows = read_rows(out)

@@ -95,8 +95,7 @@ def select(
         order: of the rows: ``rank`` (nearest first), ``random``, or ``curriculum`` (farthest first, nearest last).
         near: what else than equal texts is kept out: ``ngrams``, what shares long runs of words with dev, test or
             excluded texts or with better-ranked passages; ``all``, what is near those by cosine too; or ``off``.
-        guarded: False lets the task's and the excluded texts in, to measure what contamination would have bought; of
-            `near`, copies among the passages remain.
+        guarded: False lets the task's own texts in, to measure what contamination would have bought.
         removed: write each candidate that was not let in, and why, to this file (.parquet, .csv or .jsonl).
         encoder: which of the store's encoders, where it has several; or ``cascade[:MODEL]``.
         index: which of its kinds of index; None takes the one made last.
@@ -125,7 +124,7 @@ def select(
     pool = Pool(opened, examples, encoder, seed, device, index, min_recall, report)
     opened.check_corpora()
     outside = [Path(path) for path in exclude]
-    guard = Guard.of(examples, outside) if guarded else Guard({})
+    guard = Guard.of(examples if guarded else None, outside)
     with atomic_folder(Path(out), overwrite, "augmentation.parquet") as folder:
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, guard, outside)

@@ -255,7 +255,7 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--no-guard",
         dest="guarded",
         action="store_false",
-        help="let texts of the task and of --exclude in, to measure what contamination would buy",
+        help="let the task's own texts in, to measure what contamination would buy",
     )
     parser.add_argument(
         "--report",
@@ -471,12 +471,11 @@ def run_select(args: argparse.Namespace) -> int:
     print("share   " + ", ".join(f"{source} {share:.1%}" for source, share in result.shares.items()))
     removed = result.removed
     copies = f"{removed.duplicates:,} duplicates, {removed.near_duplicates:,} near-duplicates"
-    if not args.guarded:
-        print(f"removed {copies}; no guard: the set may hold dev and test texts, do not train for results on it")
-        return 0
     print(f"removed {copies}; texts of the task or excluded: {_counts(removed.leaks)}")
     if args.near != "off":
         print(f"        passages that hold a piece of one, or are too near: {_counts(removed.near_leaks)}")
+    if not args.guarded:
+        print("no guard: the set may hold dev and test texts, so nothing that is trained on it is a result")
     return 0
 
 

@@ -43,9 +43,10 @@ class Guard:
     forbidden: dict[str, pa.Array]
 
     @classmethod
-    def of(cls, task: Task, exclude: Sequence[Path] = ()) -> Guard:
-        """Forbids every text of the task's splits and of the files in `exclude` (any readable format)."""
-        forbidden = {split: pc.unique(normalise(table["text"])) for split, table in task.splits.items()}
+    def of(cls, task: Task | None, exclude: Sequence[Path] = ()) -> Guard:
+        """Forbids every text of the task's splits, where one is given, and of the files in `exclude`."""
+        splits = task.splits if task is not None else {}
+        forbidden = {split: pc.unique(normalise(table["text"])) for split, table in splits.items()}
         outside = [normalise(texts_of(read_table(path), path)) for path in exclude]
         if outside:
             forbidden["excluded"] = pc.unique(pa.chunked_array(outside)).drop_null()

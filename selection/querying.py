@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from selection.corpus import Corpus
 from selection.encoders import same_model, slug_of
-from selection.errors import NearkinError, StoreError
+from selection.errors import StoreError
 from selection.store import Store
 from selection.task import Task, read_task
 
@@ -129,17 +129,18 @@ def query(
         report: told what a cascade plans and finds.
 
     Raises:
-        NearkinError: no store, no task, a store of another encoder, a damaged file.
+        NearkinError: no store, no task, a store of another encoder, a damaged file; a `k` that is more than there is.
     """
+    from selection.filling import Budget
     from selection.selectors.pool import Pool
 
-    if k < 1:
-        raise NearkinError("-k must be at least 1")
+    wanted = Budget(k=k)
     opened, examples = Store(store), read_task(task)
     if limit is not None:
         examples = Task(examples.path, {**examples.splits, "train": examples.splits["train"].slice(0, limit)})
     pool = Pool(opened, examples, encoder, 0, device, index, min_recall, report)
     opened.check_corpora()
+    wanted.check(opened.corpus)
     start = encoded = time.perf_counter()
     if not pool.cascade and len(pool.queries):  # a cascade encodes them itself, by two encoders
         encoded = time.perf_counter()

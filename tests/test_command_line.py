@@ -213,12 +213,14 @@ def test_a_task_without_labels_is_refused_where_labels_are_needed(cli: Cli, tmp_
     assert not out.exists()
 
 
-def test_k_larger_than_the_corpus_warns_and_clips(
-    cli: Cli, store: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    code, out, _ = cli("query", store, task_folder, "-k", 100_000, "--limit", 1, "--json")
+def test_k_larger_than_the_corpus_is_refused(cli: Cli, store: Path, task_folder: Path, tmp_path: Path) -> None:
+    for command in (("query",), ("select", "--out", tmp_path / "set")):
+        assert_refused(
+            cli(command[0], store, task_folder, "-k", 601, *command[1:]), "-k 601 is more than the 600 passages"
+        )
+    assert not (tmp_path / "set").exists()
+    code, out, _ = cli("query", store, task_folder, "-k", 600, "--limit", 1, "--json")
     assert code == 0
-    assert "more than the corpus holds" in caplog.text
     assert len(json.loads(out)["neighbours"]) == 600
 
 

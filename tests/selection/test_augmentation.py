@@ -155,6 +155,11 @@ def test_without_the_guard_leaks_are_let_in_and_copies_are_not(
     assert len(found & {text.lower() for text in task.splits["test"]["text"].to_pylist()}) == distinct
     assert result.removed.leaks == result.removed.near_leaks == {}
     assert result.removed.duplicates >= 1
+    (tmp_path / "other.txt").write_text("Another passage: about arrays\n", encoding="utf-8")
+    excluding = select(
+        store, task_folder, tmp_path / "less", "knn", Budget(docs=83), guarded=False, exclude=[tmp_path / "other.txt"]
+    )
+    assert excluding.removed.leaks == {"excluded": 1}  # what a user keeps out stays out
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["parameters"]["guarded"] is False
 

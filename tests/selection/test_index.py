@@ -23,6 +23,7 @@ from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
+from selection.selectors.pool import Pool
 from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
@@ -252,11 +253,13 @@ def test_empty_places_are_dropped() -> None:
     assert table["rank"].to_pylist() == [1, 2]
 
 
-def test_k_is_clipped_with_a_warning(built: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_wants_more_neighbours_than_there_are_gets_all(
+    built: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr("selection.index.search.log.warning", lambda form, *values: said.append(form % values))
-    answer = query(built, task_folder, 1000, limit=2)
-    assert answer.neighbours.num_rows == 2 * 600
+    pool = Pool(Store(built), read_task(task_folder))
+    assert sum(len(part) for part in pool.neighbours(1000)) == 600 * len(pool.queries)
     assert "600 neighbours each" in said[0]
 
 
