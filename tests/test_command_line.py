@@ -237,10 +237,11 @@ def test_a_store_being_built_is_locked(cli: Cli, store: Path, task_folder: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "kept"), [(1_000, 0), (30_000, 0), (60_000, 1)])
 def test_a_disk_that_fills_up(
-    limit: int, kept: int, passages: pa.Table, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
+    limit: int, kept: int, cli: Cli, corpus_file: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     """Writes past `limit` bytes fail as on a full disk; a build with room then finishes what was begun."""
-    command = [sys.executable, "-m", "nearkin", "build", "store", "--encoder", str(tiny_encoder), "--index", "flat"]
+    store = tmp_path / "store"
+    build = ["build", str(store), "--encoder", str(tiny_encoder), "--index", "flat", "--corpus", f"docs={corpus_file}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
 
     def full() -> None:
@@ -249,15 +250,15 @@ def test_a_disk_that_fills_up(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    again = [*command, "--corpus", f"docs={corpus_file}"]
-    done = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, preexec_fn=full)
+    command = [sys.executable, "-m", "nearkin", *build]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, preexec_fn=full)
     assert done.returncode == 1
     assert "no space left" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    store = tmp_path / "store"
     assert not [p for p in store.rglob("*") if p.name.endswith(".partial")]
     assert len(list(store.glob("embeddings/*/*.arrow"))) == kept
     assert not list(store.glob("index/*/faiss.index"))
-    finished = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"{600 if kept else 0:,} kept" in finished.stdout
-    assert subprocess.run([*command[:3], "verify", "store"], cwd=tmp_path, env=environment).returncode == 0
+    code, printed, errors = cli(*build)
+    assert code == 0, errors
+    assert f"{600 if kept else 0:,} kept" in printed
+    assert cli("verify", store)[0] == 0

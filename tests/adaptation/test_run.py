@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path:
         out = "killed"
         phases = ["TAPT"]
         seeds = 1
-        adapt = {{ max_steps = 150, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005, bf16 = "off" }}
+        adapt = {{ max_steps = 80, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005, bf16 = "off" }}
         finetune = {{ epochs = 1, max_tokens = 32, bf16 = "off" }}
         """
     )

@@ -63,7 +63,7 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     shares = np.bincount(which[np.concatenate(drawn)], minlength=6) / 2000
     np.testing.assert_allclose(shares, task, atol=0.04)
     within = Counter(np.concatenate(drawn)[which[np.concatenate(drawn)] == task.argmax()].tolist())
-    assert max(within.values()) < 40  # no passage is preferred within a cluster
+    assert max(within.values()) < 60  # of 30 on average: no passage is preferred within a cluster
 
 
 def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
