@@ -28,6 +28,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from adaptation.dropout import use_fast_dropout
 from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, LengthGroupedBatches, Masker, Pieces
 from selection.errors import NearkinError
 
@@ -154,6 +155,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         self, *, lengths: np.ndarray[Any, Any], order_seed: int, epoch: Epoch, keep_order: bool = False, **others: Any
     ) -> None:
         super().__init__(**others)
+        use_fast_dropout(self.model)
         self._keep_order = keep_order
         self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
         self.add_callback(EpochClock(epoch))
