@@ -245,7 +245,7 @@ def test_counts_end_where_the_set_ends(
     for block in (8192, 16, 1):
         monkeypatch.setattr("selection.filling.BLOCK", block)
         chosen = select(
-            built, task_folder, tmp_path / str(block), "random", Budget(docs=60), removed=tmp_path / "r.csv"
+            built, task_folder, tmp_path / str(block), "random", Budget(docs=150), removed=tmp_path / "r.csv"
         )
         counts.append((chosen.removed, (tmp_path / "r.csv").read_text()))
     assert counts[0] == counts[1] == counts[2]
