@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
+from adaptation.batches import ShuffledBatches, padding, parts_of_a_batch
 from adaptation.finetune import FinetuneSettings, SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
 from adaptation.tasks import LabelledTask, Metric
-from adaptation.training import SteadyTrainer, processes, training_arguments
+from adaptation.training import SteadyTrainer, mean_over_step, processes, training_arguments
 
 
 class Finetuning:
@@ -54,8 +56,22 @@ class Finetuning:
         train = len(self.splits["train"])
         count = self._processes.num_processes
         self._per_device = max(settings.batch_size // count, 1)
+        lengths = self.splits["train"].data.column("length").to_numpy()
+        on_cpu = self._processes.device.type == "cpu"
+        self._parts = parts_of_a_batch(lengths, self._per_device) if on_cpu else 1
         self.steps = math.ceil(train / (self._per_device * count))
         self.epochs = settings.passes(train, self.steps)
+
+    @property
+    def pass_rows(self) -> int:
+        """Examples that a forward pass of training takes."""
+        return int(self._per_device // self._parts)
+
+    @property
+    def padded_share(self) -> float:
+        """Tokens that are trained on, padding and all, over those of the examples."""
+        lengths = self.splits["train"].data.column("length").to_numpy()
+        return float(1 + self.steps * padding(lengths, self._per_device, self._parts) / lengths.sum())
 
     @property
     def is_main_process(self) -> bool:
@@ -86,15 +102,16 @@ class Finetuning:
                 bf16=self.bf16,
                 seed=seed,
                 learning_rate=self._settings.learning_rate,
-                per_device_train_batch_size=self._per_device,
-                # The model's loss is a mean already; scaled by processes as well it would be too large.
-                average_tokens_across_devices=False,
+                per_device_train_batch_size=self.pass_rows,
+                gradient_accumulation_steps=self._parts,
             ),
+            compute_loss_func=mean_over_step(summed_loss),
             train_dataset=Pieces(self.splits["train"]),
             data_collator=self.collate,
             lengths=self.splits["train"].data.column("length").to_numpy(),
             order_seed=seed,
             epoch=epoch,
+            batches=ShuffledBatches,
             callbacks=[best],
         )
         trainer.train()
@@ -128,6 +145,11 @@ class Finetuning:
     def tell_epoch(self, seed: int, epoch: int, dev: float) -> None:
         """Says how an epoch went."""
         self._say(f"seed {seed}, epoch {epoch} of {self.epochs}: dev {self._metric}-F1 {dev:.2f}")
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats summed over examples; `logits` [rows, classes]."""
+    return cross_entropy(logits.float(), labels, reduction="sum")
 
 
 class BestEpoch(TrainerCallback):  # type: ignore[misc]

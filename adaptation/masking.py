@@ -11,15 +11,13 @@ more than the asked share is masked, and it gives up the 80/10/10 rule.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from torch.utils.data import Dataset
 
 IGNORED = -100
 HELD_OUT_EPOCH = -1
@@ -52,36 +50,6 @@ class Pieces(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[list[int], pa.Table]:
         return self.__getitems__([row])
-
-
-class LengthGroupedBatches(Sampler[int]):
-    """Row numbers in random order with pieces of like length side by side, so that little is padding.
-
-    transformers' grouping sorts each stretch from long to short; the batches are shuffled again here, so that no
-    epoch walks from long texts to short ones. The longest batch stays first: what does not fit in memory fails at once.
-
-    Args:
-        lengths: tokens of every piece.
-        batch_size: pieces an optimiser step takes, over all processes.
-        seed: draws the order, together with the epoch.
-        epoch: shared counter.
-    """
-
-    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int, epoch: Epoch) -> None:
-        self._lengths, self._batch_size, self._seed, self._epoch = lengths.tolist(), batch_size, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        draws = generator(self._seed, self._epoch.number)
-        rows = np.array(get_length_grouped_indices(self._lengths, self._batch_size, generator=draws))
-        whole = len(rows) // self._batch_size
-        if whole > 2:
-            middle = 1 + torch.randperm(whole - 1, generator=draws).numpy()
-            batches = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
-            rows = np.concatenate([batches[0], batches[middle].ravel(), rows[whole * self._batch_size :]])
-        return iter(rows.tolist())
 
 
 def padded(column: pa.ChunkedArray, fill: int) -> torch.Tensor:

@@ -28,8 +28,9 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from adaptation.batches import LengthGroupedBatches, Order
 from adaptation.dropout import use_fast_dropout
-from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, LengthGroupedBatches, Masker, Pieces
+from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, Masker, Pieces
 from selection.errors import NearkinError
 
 logger = logging.getLogger(__name__)
@@ -148,15 +149,23 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         order_seed: draws the order of batches.
         epoch: counter shared with the collator.
         keep_order: batches in the order of the pieces, instead of a random one.
+        batches: how a random order is made.
         others: arguments of Trainer.
     """
 
     def __init__(
-        self, *, lengths: np.ndarray[Any, Any], order_seed: int, epoch: Epoch, keep_order: bool = False, **others: Any
+        self,
+        *,
+        lengths: np.ndarray[Any, Any],
+        order_seed: int,
+        epoch: Epoch,
+        keep_order: bool = False,
+        batches: type[Order] = LengthGroupedBatches,
+        **others: Any,
     ) -> None:
         super().__init__(**others)
         use_fast_dropout(self.model)
-        self._keep_order = keep_order
+        self._keep_order, self._batches = keep_order, batches
         self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
         self.add_callback(EpochClock(epoch))
         self.remove_callback(PrinterCallback)
@@ -165,7 +174,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         if self._keep_order:
             return SequentialSampler(range(len(self._lengths)))
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedBatches(self._lengths, step, self._order_seed, self._epoch_counter)
+        return self._batches(self._lengths, step, self._order_seed, self._epoch_counter)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -228,22 +237,27 @@ def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits.float(), labels[chosen], reduction="sum")
 
 
+def mean_over_step(summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Trainer's ``compute_loss_func`` of a loss summed over labels: its mean over all labels of an optimiser step."""
+
+    def mean(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+        return summed(outputs.logits, labels) / max(int(count), 1)
+
+    return mean
+
+
 class MaskedLMTrainer(SteadyTrainer):
     """`SteadyTrainer` with the masked-LM loss of this module."""
 
     def __init__(self, *, rows: MaskedRows, **others: Any) -> None:
-        super().__init__(compute_loss_func=self._mean_over_step, **others)
+        super().__init__(compute_loss_func=mean_over_step(masked_loss), **others)
         self._rows = rows
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         # DataParallel hands each replica a part of the batch, so positions of the whole batch would not fit.
         with self._rows.of(inputs["labels"]) if self.args.n_gpu <= 1 else nullcontext():
             return super().compute_loss(model, inputs, *args, **kwargs)
-
-    @staticmethod
-    def _mean_over_step(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
-        return masked_loss(outputs.logits, labels) / max(int(count), 1)
 
 
 def held_out_loss(

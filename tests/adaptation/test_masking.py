@@ -7,11 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adaptation.loading import load_tokenizer
-from adaptation.masking import IGNORED, Epoch, LengthGroupedBatches, Masker, Pieces, generator, padded
+from adaptation.masking import IGNORED, Epoch, Masker, Pieces, generator, padded
 from adaptation.texts import lengths_of, open_pieces, tokenise
 from selection.models import resolve_model
 
@@ -93,29 +91,6 @@ def test_long_texts_are_split_without_loss(pieces, tokenizer, sentences) -> None
     for number in range(0, 50):
         ids = [i for row in np.flatnonzero(rows == number) for i in data[int(row)]["input_ids"][1:-1]]
         assert ids == tokenizer(sentences[number], add_special_tokens=False)["input_ids"]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=300),
-    batch=st.integers(1, 40),
-    seed=st.integers(0, 9),
-    epoch=st.integers(0, 9),
-)
-def test_order_is_a_permutation_with_the_longest_piece_first(lengths, batch, seed, epoch) -> None:
-    order = list(LengthGroupedBatches(np.array(lengths), batch, seed, Epoch(epoch)))
-    assert sorted(order) == list(range(len(lengths)))
-    assert lengths[order[0]] == max(lengths)
-    assert order == list(LengthGroupedBatches(np.array(lengths), batch, seed, Epoch(epoch)))
-
-
-def test_grouping_by_length_saves_padding() -> None:
-    lengths = np.random.default_rng(0).integers(5, 500, 4000)
-    order = np.array(list(LengthGroupedBatches(lengths, 16, 0, Epoch())))
-    grouped = lengths[order].reshape(-1, 16).max(1).sum() * 16
-    assert grouped < 1.1 * lengths.sum()
-    assert lengths.reshape(-1, 16).max(1).sum() * 16 > 1.5 * lengths.sum()
-    firsts = lengths[order].reshape(-1, 16).max(1)
-    assert abs(np.corrcoef(np.arange(len(firsts)), firsts)[0, 1]) < 0.3
 
 
 def test_generators_differ_by_every_part() -> None:

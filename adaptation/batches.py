@@ -1,0 +1,87 @@
+"""The order in which rows are trained on: by (seed, epoch) alone, and with little padding.
+
+A masked LM's batches hold pieces of like length. A classifier's are drawn at random, as in the plain way, since of few
+examples a class may have one length; there a batch is sorted and cut, and each part is padded by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from adaptation.masking import Epoch, generator
+
+PARTS = (1, 2, 4)
+PART_COSTS = 140  # tokens that a CPU trains all-MiniLM-L6-v2 on while it starts and adds up one more pass, measured
+
+
+class Order(Sampler[int]):
+    """Row numbers of an epoch; the base of those below.
+
+    Args:
+        lengths: tokens of every piece.
+        batch_size: pieces an optimiser step takes, over all processes.
+        seed: draws the order, together with the epoch.
+        epoch: shared counter.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int, epoch: Epoch) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths.tolist(), batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+
+class LengthGroupedBatches(Order):
+    """Row numbers in random order with pieces of like length side by side, so that little is padding.
+
+    transformers' grouping sorts each stretch from long to short; the batches are shuffled again here, so that no
+    epoch walks from long texts to short ones. The longest batch stays first: what does not fit in memory fails at once.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        draws = generator(self._seed, self._epoch.number)
+        rows = np.array(get_length_grouped_indices(self._lengths, self._batch_size, generator=draws))
+        whole = len(rows) // self._batch_size
+        if whole > 2:
+            middle = 1 + torch.randperm(whole - 1, generator=draws).numpy()
+            batches = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
+            rows = np.concatenate([batches[0], batches[middle].ravel(), rows[whole * self._batch_size :]])
+        return iter(rows.tolist())
+
+
+class ShuffledBatches(Order):
+    """Row numbers in random order, those of an optimiser step from long to short."""
+
+    def __iter__(self) -> Iterator[int]:
+        draws = generator(self._seed, self._epoch.number)
+        rows = torch.randperm(len(self._lengths), generator=draws).numpy()
+        lengths, step = np.array(self._lengths)[rows], np.arange(len(rows)) // self._batch_size
+        return iter(rows[np.lexsort((-lengths, step))].tolist())
+
+
+def parts_of_a_batch(lengths: npt.NDArray[Any], batch: int) -> int:
+    """Into how many parts a shuffled batch is best cut on a CPU: more parts are more passes with less padding.
+
+    Args:
+        lengths: tokens of every row, int [rows].
+        batch: rows of an optimiser step.
+    """
+    return min((p for p in PARTS if batch % p == 0), key=lambda p: padding(lengths, batch, p) + p * PART_COSTS)
+
+
+def padding(lengths: npt.NDArray[Any], batch: int, parts: int) -> float:
+    """Padding in tokens of a shuffled batch cut into parts, on average."""
+    order = np.fromiter(ShuffledBatches(lengths, batch, 0, Epoch()), np.int64)
+    steps = -(-len(order) // batch)
+    padded = np.zeros(steps * batch, np.int64)
+    padded[: len(order)] = lengths[order]
+    cut = padded.reshape(steps * parts, batch // parts)
+    rows = (cut > 0).sum(axis=1)
+    return float((cut.max(axis=1) * rows).sum() - padded.sum()) / steps
