@@ -99,10 +99,15 @@ def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
 
 
 def _csv_query(source: str, kind: str) -> str:
-    """RFC 4180 and nothing guessed: a guess drops rows that look like comments and splits at semicolons."""
+    """RFC 4180 and nothing guessed: a guess drops rows that look like comments and splits at semicolons.
+
+    In one thread: several would begin within the file, and refuse one where a text with line breaks lies there. The
+    buffers that DuckDB chooses itself hold 16 of the largest rows, which its releases before 2.0 find no memory for.
+    """
     return (
         f"from read_csv('{source}', header=true, all_varchar=true, delim='{SEPARATORS[kind]}', quote='\"', "
-        f"escape='\"', comment='', skip=0, max_line_size={LARGEST_ROW_BYTES})"
+        f"escape='\"', comment='', skip=0, parallel=false, max_line_size={LARGEST_ROW_BYTES}, "
+        f"buffer_size={LARGEST_ROW_BYTES + 1})"
     )
 
 

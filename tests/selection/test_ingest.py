@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection import ingest as module
+from selection import reading
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
@@ -288,6 +290,20 @@ def test_nothing_of_a_csv_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "b.tsv").write_text("text\tn\nit's \t1\n5\" disk\t2\n", encoding="utf-8")
     store, _ = scan(tmp_path / "b", tmp_path / "b.tsv")
     assert all_rows(store)["text"].to_pylist() == ["it's ", '5" disk']
+
+
+def test_line_breaks_and_quotes_in_texts_of_a_csv_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many buffers of DuckDB's, which its threads would begin to read in the middle of texts."""
+    monkeypatch.setattr(reading, "LARGEST_ROW_BYTES", 4096)
+    draws = np.random.default_rng(0)
+    parts = np.array(["a", "bb", '"', ",", "\n", "ccc ", '""', "\n\n"])
+    texts = ["x" + "".join(draws.choice(parts, size)) + "x" for size in draws.integers(1, 60, 4000)]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    found = [text for batch in reading.read_batches(tmp_path / "a.csv") for text in batch["text"].to_pylist()]
+    assert found == texts
 
 
 def test_names_that_look_like_patterns_and_links(small: pa.Table, tmp_path: Path) -> None:
