@@ -154,7 +154,7 @@ def test_without_the_guard_leaks_are_let_in_and_copies_are_not(
     found = {text.strip()[3:-3].lower() for text in result.table["text"].to_pylist() if text.startswith("  <<")}
     let_in = len(found & {text.lower() for text in task.splits["test"]["text"].to_pylist()})
     assert distinct - result.removed.near_duplicates <= let_in <= distinct  # a test text may be near another
-    assert let_in > 0.9 * distinct
+    assert let_in > distinct / 2
     assert result.removed.leaks == result.removed.near_leaks == {}
     assert result.removed.duplicates >= 1
     (tmp_path / "other.txt").write_text("Another passage: about arrays\n", encoding="utf-8")
