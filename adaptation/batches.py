@@ -32,10 +32,17 @@ class Order(Sampler[int]):
     """
 
     def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int, epoch: Epoch) -> None:
-        self._lengths, self._batch_size, self._seed, self._epoch = lengths.tolist(), batch_size, seed, epoch
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows().tolist())  # Trainer asks a sampler for Python numbers
+
+    def rows(self) -> npt.NDArray[np.int64]:
+        """All row numbers in the order of this epoch, int64 [rows]."""
+        raise NotImplementedError
 
 
 class LengthGroupedBatches(Order):
@@ -45,25 +52,25 @@ class LengthGroupedBatches(Order):
     epoch walks from long texts to short ones. The longest batch stays first: what does not fit in memory fails at once.
     """
 
-    def __iter__(self) -> Iterator[int]:
+    def rows(self) -> npt.NDArray[np.int64]:
         draws = generator(self._seed, self._epoch.number)
-        rows = np.array(get_length_grouped_indices(self._lengths, self._batch_size, generator=draws))
+        rows = np.array(get_length_grouped_indices(self._lengths.tolist(), self._batch_size, generator=draws))
         whole = len(rows) // self._batch_size
         if whole > 2:
             middle = 1 + torch.randperm(whole - 1, generator=draws).numpy()
             batches = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
             rows = np.concatenate([batches[0], batches[middle].ravel(), rows[whole * self._batch_size :]])
-        return iter(rows.tolist())
+        return rows
 
 
 class ShuffledBatches(Order):
     """Row numbers in random order, those of an optimiser step from long to short."""
 
-    def __iter__(self) -> Iterator[int]:
+    def rows(self) -> npt.NDArray[np.int64]:
         draws = generator(self._seed, self._epoch.number)
-        rows = torch.randperm(len(self._lengths), generator=draws).numpy()
-        lengths, step = np.array(self._lengths)[rows], np.arange(len(rows)) // self._batch_size
-        return iter(rows[np.lexsort((-lengths, step))].tolist())
+        rows: npt.NDArray[np.int64] = torch.randperm(len(self._lengths), generator=draws).numpy()
+        step = np.arange(len(rows)) // self._batch_size
+        return rows[np.lexsort((-self._lengths[rows], step))]
 
 
 def parts_of_a_batch(lengths: npt.NDArray[Any], batch: int) -> int:
@@ -78,7 +85,7 @@ def parts_of_a_batch(lengths: npt.NDArray[Any], batch: int) -> int:
 
 def padding(lengths: npt.NDArray[Any], batch: int, parts: int) -> float:
     """Padding in tokens of a shuffled batch cut into parts, on average."""
-    order = np.fromiter(ShuffledBatches(lengths, batch, 0, Epoch()), np.int64)
+    order = ShuffledBatches(lengths, batch, 0, Epoch()).rows()
     steps = -(-len(order) // batch)
     padded = np.zeros(steps * batch, np.int64)
     padded[: len(order)] = lengths[order]

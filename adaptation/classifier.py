@@ -56,9 +56,9 @@ class Finetuning:
         train = len(self.splits["train"])
         count = self._processes.num_processes
         self._per_device = max(settings.batch_size // count, 1)
-        lengths = self.splits["train"].data.column("length").to_numpy()
+        self.lengths = self.splits["train"].data.column("length").to_numpy()
         on_cpu = self._processes.device.type == "cpu"
-        self._parts = parts_of_a_batch(lengths, self._per_device) if on_cpu else 1
+        self._parts = parts_of_a_batch(self.lengths, self._per_device) if on_cpu else 1
         self.steps = math.ceil(train / (self._per_device * count))
         self.epochs = settings.passes(train, self.steps)
 
@@ -70,8 +70,7 @@ class Finetuning:
     @property
     def padded_share(self) -> float:
         """Tokens that are trained on, padding and all, over those of the examples."""
-        lengths = self.splits["train"].data.column("length").to_numpy()
-        return float(1 + self.steps * padding(lengths, self._per_device, self._parts) / lengths.sum())
+        return float(1 + self.steps * padding(self.lengths, self._per_device, self._parts) / self.lengths.sum())
 
     @property
     def is_main_process(self) -> bool:
@@ -108,7 +107,7 @@ class Finetuning:
             compute_loss_func=mean_over_step(summed_loss),
             train_dataset=Pieces(self.splits["train"]),
             data_collator=self.collate,
-            lengths=self.splits["train"].data.column("length").to_numpy(),
+            lengths=self.lengths,
             order_seed=seed,
             epoch=epoch,
             batches=ShuffledBatches,

@@ -88,7 +88,7 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             return network(**inputs).loss  # type: ignore[no-any-return]
 
-    found = _speed(network, loss_of, data.data.column("length").to_numpy(), run.pass_rows)
+    found = _speed(network, loss_of, run.lengths, run.pass_rows)
     return Speed(found.token * run.padded_share, found.step)
 
 
