@@ -1,7 +1,7 @@
-"""The order in which rows are trained on: by (seed, epoch) alone, and with little padding.
+"""The order in which rows are trained on: by (seed, epoch) alone.
 
-A masked LM's batches hold pieces of like length. A classifier's are drawn at random, as in the plain way, since of few
-examples a class may have one length; there a batch is sorted and cut, and each part is padded by itself.
+A masked LM's batches hold pieces of like length, which need little padding. A classifier's are drawn at random, as in
+the plain way, since of few examples a class may have one length.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adaptation.masking import Epoch, generator
-
-PARTS = (1, 2, 4)
-PART_COSTS = 140  # tokens that a CPU trains all-MiniLM-L6-v2 on while it starts and adds up one more pass, measured
 
 
 class Order(Sampler[int]):
@@ -64,31 +61,10 @@ class LengthGroupedBatches(Order):
 
 
 class ShuffledBatches(Order):
-    """Row numbers in random order, those of an optimiser step from long to short."""
+    """Row numbers in random order."""
 
     def rows(self) -> npt.NDArray[np.int64]:
-        draws = generator(self._seed, self._epoch.number)
-        rows: npt.NDArray[np.int64] = torch.randperm(len(self._lengths), generator=draws).numpy()
-        step = np.arange(len(rows)) // self._batch_size
-        return rows[np.lexsort((-self._lengths[rows], step))]
-
-
-def parts_of_a_batch(lengths: npt.NDArray[Any], batch: int) -> int:
-    """Into how many parts a shuffled batch is best cut on a CPU: more parts are more passes with less padding.
-
-    Args:
-        lengths: tokens of every row, int [rows].
-        batch: rows of an optimiser step.
-    """
-    return min((p for p in PARTS if batch % p == 0), key=lambda p: padding(lengths, batch, p) + p * PART_COSTS)
-
-
-def padding(lengths: npt.NDArray[Any], batch: int, parts: int) -> float:
-    """Padding in tokens of a shuffled batch cut into parts, on average."""
-    order = ShuffledBatches(lengths, batch, 0, Epoch()).rows()
-    steps = -(-len(order) // batch)
-    padded = np.zeros(steps * batch, np.int64)
-    padded[: len(order)] = lengths[order]
-    cut = padded.reshape(steps * parts, batch // parts)
-    rows = (cut > 0).sum(axis=1)
-    return float((cut.max(axis=1) * rows).sum() - padded.sum()) / steps
+        rows: npt.NDArray[np.int64] = torch.randperm(
+            len(self._lengths), generator=generator(self._seed, self._epoch.number)
+        ).numpy()
+        return rows

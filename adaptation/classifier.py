@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
-from adaptation.batches import ShuffledBatches, padding, parts_of_a_batch
+from adaptation.batches import ShuffledBatches
 from adaptation.finetune import FinetuneSettings, SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
@@ -55,22 +55,10 @@ class Finetuning:
         self.cut = sum(cut for _, cut in encoded.values())
         train = len(self.splits["train"])
         count = self._processes.num_processes
-        self._per_device = max(settings.batch_size // count, 1)
+        self.per_device = max(settings.batch_size // count, 1)
         self.lengths = self.splits["train"].data.column("length").to_numpy()
-        on_cpu = self._processes.device.type == "cpu"
-        self._parts = parts_of_a_batch(self.lengths, self._per_device) if on_cpu else 1
-        self.steps = math.ceil(train / (self._per_device * count))
+        self.steps = math.ceil(train / (self.per_device * count))
         self.epochs = settings.passes(train, self.steps)
-
-    @property
-    def pass_rows(self) -> int:
-        """Examples that a forward pass of training takes."""
-        return int(self._per_device // self._parts)
-
-    @property
-    def padded_share(self) -> float:
-        """Tokens that are trained on, padding and all, over those of the examples."""
-        return float(1 + self.steps * padding(self.lengths, self._per_device, self._parts) / self.lengths.sum())
 
     @property
     def is_main_process(self) -> bool:
@@ -101,8 +89,7 @@ class Finetuning:
                 bf16=self.bf16,
                 seed=seed,
                 learning_rate=self._settings.learning_rate,
-                per_device_train_batch_size=self.pass_rows,
-                gradient_accumulation_steps=self._parts,
+                per_device_train_batch_size=self.per_device,
             ),
             compute_loss_func=mean_over_step(summed_loss),
             train_dataset=Pieces(self.splits["train"]),

@@ -66,15 +66,17 @@ def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str,
             with torch.autocast(device.type, torch.bfloat16, enabled=rounded), rows.of(labels):
                 return masked_loss(network(**inputs).logits, labels)
 
-        return _speed(network, loss_of, lengths, most)
+        # Rows of like length stand together in training too; spread over all lengths they are the text's mean.
+        return _speed(network, loss_of, lengths, np.argsort(lengths, kind="stable"), most)
 
 
 def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSettings) -> Speed:
     """How fast a copy of the model is trained on `task` as a classifier; nothing is kept."""
     import torch
 
+    from adaptation.batches import ShuffledBatches
     from adaptation.classifier import Finetuning
-    from adaptation.masking import Pieces
+    from adaptation.masking import Epoch, Pieces
     from adaptation.precision import use_bf16
     from adaptation.training import processes
 
@@ -88,22 +90,27 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             return network(**inputs).loss  # type: ignore[no-any-return]
 
-    found = _speed(network, loss_of, run.lengths, run.pass_rows)
-    return Speed(found.token * run.padded_share, found.step)
+    return _speed(network, loss_of, run.lengths, ShuffledBatches(run.lengths, 1, 0, Epoch()).rows(), run.per_device)
 
 
 def _speed(
-    network: torch.nn.Module, loss_of: Callable[[list[int]], torch.Tensor], lengths: npt.NDArray[np.int64], most: int
+    network: torch.nn.Module,
+    loss_of: Callable[[list[int]], torch.Tensor],
+    lengths: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    most: int,
 ) -> Speed:
-    """Passes over twice as many rows each time, until one takes `ENOUGH` or there are `most`; the last one counts."""
+    """Passes over twice as many rows each time, until one takes `ENOUGH` or there are `most`; the last one counts.
+
+    Rows that stand together in `order` are passed together.
+    """
     import torch
 
-    from adaptation.dropout import use_fast_dropout
+    from adaptation.attention import suit_cpu
 
     optimizer = torch.optim.AdamW(network.parameters())
-    order = np.argsort(lengths, kind="stable")
     count, most = min(2, len(order)), min(most, len(order))
-    use_fast_dropout(network)
+    suit_cpu(network)
 
     def timed(work: Callable[[], Any]) -> float:
         began = time.perf_counter()
@@ -116,7 +123,6 @@ def _speed(
         _backward(loss_of, order[:count].tolist())
         stepped = timed(optimizer.step)
     while True:
-        # Rows of like length stand together in training too; spread over all lengths they are the text's mean.
         starts = np.linspace(0, len(order) - count, 3).astype(int)
         took = tokens = 0.0
         for start in starts:

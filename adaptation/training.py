@@ -28,8 +28,8 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from adaptation.attention import suit_cpu
 from adaptation.batches import LengthGroupedBatches, Order
-from adaptation.dropout import use_fast_dropout
 from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, Masker, Pieces
 from selection.errors import NearkinError
 
@@ -164,7 +164,7 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        use_fast_dropout(self.model)
+        suit_cpu(self.model)
         self._keep_order, self._batches = keep_order, batches
         self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
         self.add_callback(EpochClock(epoch))
