@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch.nn.functional import cross_entropy
@@ -68,8 +69,8 @@ class Finetuning:
         """The model's tokenizer without the truncation that encoding left on it."""
         return load_tokenizer(self._folder)
 
-    def train(self, seed: int, scratch: Path) -> tuple[Any, SeedResult]:
-        """Trains with `seed`; returns the classifier at its best dev epoch, and its result.
+    def train(self, seed: int, scratch: Path) -> tuple[Any, SeedResult, npt.NDArray[np.int64]]:
+        """Trains with `seed`; returns the classifier at its best dev epoch, its result, its classes of test examples.
 
         Args:
             seed: draws new layers, order and dropout.
@@ -102,11 +103,13 @@ class Finetuning:
         )
         trainer.train()
         model.load_state_dict(best.weights)
-        test = self.score(model, "test")
+        predicted = self.predict(model, "test")
+        test = self.score(predicted, "test")
         self._say(f"seed {seed}: best epoch {best.epoch}, dev {best.dev:.2f}, test {test:.2f}")
-        return model, SeedResult(best.dev, test, best.epoch, best.epochs, round(time.monotonic() - started, 3))
+        seconds = round(time.monotonic() - started, 3)
+        return model, SeedResult(best.dev, test, best.epoch, best.epochs, seconds), predicted
 
-    def predict(self, model: Any, split: str) -> np.ndarray[Any, Any]:
+    def predict(self, model: Any, split: str) -> npt.NDArray[np.int64]:
         """Class ids of a split's examples, int64 [examples], in file order."""
         data, pieces = self.splits[split], Pieces(self.splits[split])
         order = np.argsort(-data.data.column("length").to_numpy(), kind="stable")
@@ -124,9 +127,9 @@ class Finetuning:
         model.train(was_training)
         return predictions
 
-    def score(self, model: Any, split: str) -> float:
-        """F1 in percent on a split."""
-        return f1(self._task.splits[split]["label"].to_numpy(), self.predict(model, split), self._metric)
+    def score(self, predicted: npt.NDArray[np.int64], split: str) -> float:
+        """F1 in percent of a split's class ids."""
+        return f1(self._task.splits[split]["label"].to_numpy(), predicted, self._metric)
 
     def tell_epoch(self, seed: int, epoch: int, dev: float) -> None:
         """Says how an epoch went."""
@@ -153,7 +156,7 @@ class BestEpoch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.epochs += 1
-        dev = self._run.score(model, "dev")
+        dev = self._run.score(self._run.predict(model, "dev"), "dev")
         self._run.tell_epoch(self._seed, self.epochs, dev)
         if dev > self.dev:
             self.dev, self.epoch = dev, self.epochs

@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
 from selection.errors import NearkinError
-from selection.files import atomic_folder, fingerprint, join, write_json
+from selection.files import atomic_folder, atomic_write, fingerprint, join, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "results.json"
+RESULT_FILE, PREDICTIONS = "results.json", "predictions.parquet"
 LARGE_TASK = 5000
 
 
@@ -128,14 +132,15 @@ def finetune(
     overwrite: bool = False,
     say: Callable[[str], None] = logger.info,
 ) -> FinetuneResult:
-    """Finetunes `model` on a task once a seed and writes ``results.json`` after each.
+    """Finetunes `model` on a task once a seed and writes ``results.json`` and ``predictions.parquet`` after each.
 
+    The latter holds the test examples: ``seed``, ``example`` (row of the file, from 0), ``label``, ``predicted``.
     A stopped run continues with the seeds that are left; one with more seeds adds them.
 
     Args:
         model: see `selection.models.resolve_model`.
         task: folder with labelled train, dev and test .jsonl.
-        out: folder for ``results.json`` and, with `FinetuneSettings.keep_model`, ``model``.
+        out: folder for what is written and, with `FinetuneSettings.keep_model`, ``model``.
         settings: None for the defaults.
         overwrite: start anew where `out` holds results of something else.
         say: is told the plan and each epoch's dev F1.
@@ -181,14 +186,33 @@ def finetune(
     }  # fmt: skip
     with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
         for seed in left:
-            classifier, done[seed] = run.train(seed, Path(scratch))
+            classifier, done[seed], predicted = run.train(seed, Path(scratch))
             if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
                 with atomic_folder(out / "model", overwrite=True) as place:
                     classifier.save_pretrained(place)
                     run.fresh_tokenizer().save_pretrained(place)
             if run.is_main_process:
+                _keep_predictions(out / PREDICTIONS, seed, labelled, predicted, fresh=len(done) == 1)
                 write_json(out / RESULT_FILE, header | _record(result))
     return result
+
+
+def _keep_predictions(file: Path, seed: int, task: LabelledTask, predicted: npt.NDArray[np.int64], fresh: bool) -> None:
+    """Adds a seed's classes of the test examples to those of other seeds, unless it is the first one."""
+    names, count = pa.array(task.labels), len(predicted)
+    table = pa.table(
+        {
+            "seed": np.full(count, seed, np.int32),
+            "example": np.arange(count, dtype=np.int32),
+            "label": names.take(task.splits["test"]["label"].combine_chunks()),
+            "predicted": names.take(pa.array(predicted)),
+        }
+    )
+    if not fresh and file.exists():
+        known = pq.read_table(file)
+        table = pa.concat_tables([known.filter(pc.not_equal(known["seed"], seed)), table])
+    with atomic_write(file) as aside:
+        pq.write_table(table, aside)
 
 
 def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str) -> str:

@@ -91,7 +91,8 @@ def frontier(
 
     Returns:
         The grid's rows: ``grid`` (all of the recipe but tasks and phases, as JSON), ``key``, ``task``, ``phase``,
-        ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it);
+        ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it),
+        ``predicted`` (labels of the test examples, in file order);
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
         ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
         ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
@@ -286,9 +287,10 @@ class _Grid:
         bf16 = use_bf16(step.settings.bf16) if settled is None else settled
         tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
         with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result = tuning.train(seed, Path(scratch))
+            _, result, predicted = tuning.train(seed, Path(scratch))
         found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test, "bf16": tuning.bf16}
-        return {**found, "finetune_s": result.seconds, "best_epoch": result.best_epoch}
+        known = {"finetune_s": result.seconds, "best_epoch": result.best_epoch}
+        return {**found, **known, "predicted": [task.labels[number] for number in predicted.tolist()]}
 
     def _settled(self) -> bool | None:
         """What this grid's finetuning computed in before, so that seeds compare; None at the first cell."""

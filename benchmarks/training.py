@@ -196,7 +196,7 @@ def _finetuning(what: Training, way: str, start: Path, seed: int) -> Row:
         )
         run = Finetuning(start, task, settings, metric, use_bf16(_bf16(way)), lambda line: None)
         with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result = run.train(seed, Path(scratch))
+            _, result, _ = run.train(seed, Path(scratch))
         score, seconds = result.test, result.seconds
     return {"tokens": None, "seconds": seconds, "tokens_s": None, "result": score}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import f1_score
@@ -40,7 +41,7 @@ def test_a_separable_task_is_learnt_and_results_hold_the_contract(tmp_path, tiny
     assert record["seconds"] > 0
     assert record["labels"] == ["apple", "river"]
     assert {"torch", "transformers"} <= record["versions"].keys()
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["predictions.parquet", "results.json"]
 
 
 def test_one_seed_has_no_deviation(tmp_path, tiny_model, marked_task) -> None:
@@ -70,7 +71,10 @@ def test_reported_f1_is_that_of_the_kept_model(tmp_path, tiny_model, marked_task
     expected = 100 * f1_score([r["label"] for r in rows], predicted, average="macro")
     assert record["test"][best] == pytest.approx(expected)
     files = {file.suffix for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    assert files <= {".safetensors", ".json", ".txt"}
+    assert files <= {".safetensors", ".json", ".txt", ".parquet"}
+    kept = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [row["predicted"] for row in kept if row["seed"] == int(best)] == predicted
+    assert [row["label"] for row in kept if row["seed"] == int(best)] == [r["label"] for r in rows]
 
 
 def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
@@ -98,6 +102,9 @@ def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, mar
     resumed = record_of(tmp_path / "out")
     for name in ("dev", "test", "best_epoch", "dev_mean", "test_std"):
         assert resumed[name] == whole[name]
+    kept = [pq.read_table(tmp_path / out / "predictions.parquet") for out in ("whole", "out")]
+    assert kept[0] == kept[1]
+    assert kept[0]["seed"].value_counts().field("values").to_pylist() == [0, 1]
 
 
 def test_results_of_something_else_are_not_mixed_in(tmp_path, tiny_model, marked_task) -> None:
@@ -121,7 +128,11 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task
     class Run:
         _settings = FinetuneSettings(patience=2)
 
-        def score(self, model, split):
+        def predict(self, model, split):
+            return split
+
+        def score(self, predicted, split):
+            assert predicted == split == "dev"
             return next(scores)
 
         def tell_epoch(self, *args):

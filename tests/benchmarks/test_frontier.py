@@ -6,10 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from sklearn.metrics import f1_score
 
 from adaptation.phases import parse_phase
 from adaptation.recipe import Recipe
+from adaptation.tasks import load_labelled
 from benchmarks import frontier as grids
 from benchmarks.frontier import frontier, phase_names, scores, summary, unguarded
 from benchmarks.frontier_plot import pareto, plot_frontier, points
@@ -27,7 +31,7 @@ def test_phases_with_a_set_have_an_unguarded_twin() -> None:
 
 
 @pytest.mark.slow
-def test_every_cell_is_there_once_seeds_outermost(grid: tuple[Path, list[Row]]) -> None:
+def test_every_cell_is_there_once_seeds_outermost(recipe: Recipe, grid: tuple[Path, list[Row]]) -> None:
     out, rows = grid
     phases = ["none", "TAPT", "RAND-TAPT", "kNN-TAPT"]
     assert [(row["phase"], row["seed"]) for row in rows] == [(p, s) for s in (0, 1) for p in phases]
@@ -40,6 +44,10 @@ def test_every_cell_is_there_once_seeds_outermost(grid: tuple[Path, list[Row]]) 
     assert by_phase["kNN-TAPT"]["steps"] == by_phase["TAPT"]["steps"] == 2
     assert all(row["command"] == "nearkin bench frontier" and row["dev"] >= 0 for row in rows)
     assert read_rows(out) == rows
+    task = load_labelled(recipe.tasks[0])
+    gold = pc.take(pa.array(task.labels), task.splits["test"]["label"]).to_pylist()
+    for row in rows:
+        assert row["test"] == pytest.approx(100 * f1_score(gold, row["predicted"], average="macro", zero_division=0))
 
 
 @pytest.mark.slow
