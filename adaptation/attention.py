@@ -1,9 +1,9 @@
-"""Attention on CPUs for training: dropout at a tenth of the cost, and no padding anywhere in the encoder.
+"""Training on CPUs: attention with dropout at a tenth of the cost, and hardly any padding in the encoder.
 
-`suit_cpu` registers an attention with transformers and, for the families it knows, hooks the stack of layers:
-before it the real tokens of a batch are put one after the other, after it they are put back. So every product, norm and
-dropout between sees real tokens alone. The attention cuts the row of tokens into its documents again and works on those
-of like length together.
+`suit_cpu` registers an attention with transformers and, for the families in `STACKS`, hooks the stack of layers: before
+it the real tokens of a batch are put one after the other, after it they are put back. So what is between sees real
+tokens alone, but for attention, which cuts the row of tokens into its documents again and works on those of like length
+together, padded to the longest of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from adaptation.dropout import drop, use_fast_dropout
 
 ATTENTION = "sdpa_fast_dropout"
-STACKS = {
+STACKS = {  # type of a model: where its base model keeps the layers
     "bert": "encoder",
     "camembert": "encoder",
     "distilbert": "transformer",
@@ -34,8 +34,9 @@ LIKE = 0.75  # documents are attended to together where the shortest has this sh
 def suit_cpu(model: Any) -> None:
     """Puts this attention and `FastDropout` in the place of transformers' and torch's, where the model is on a CPU.
 
-    Parameters, their names and, but for rounding, what the model computes in evaluation mode stay as they are. Other
-    devices draw dropout fast enough and are left alone, as is an attention that is not ``sdpa``.
+    Parameters, their names and, but for rounding, what the model computes for real tokens in evaluation mode stay as
+    they are. Other devices draw dropout fast enough and are left alone, as is an attention that is not ``sdpa``. Such a
+    model must stay on the CPU.
     """
     if next(model.parameters()).device.type != "cpu":
         return
@@ -47,7 +48,8 @@ def suit_cpu(model: Any) -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
     stack = getattr(model.base_model, STACKS.get(config.model_type, ""), None)
-    if stack is not None and not getattr(config, "is_decoder", False):
+    suited = config._attn_implementation == ATTENTION and not getattr(config, "is_decoder", False)
+    if stack is not None and suited:
         Unpadded().hook(stack)
 
 
@@ -96,7 +98,10 @@ class Documents:
 
 
 class Unpadded:
-    """Takes the padding out of what a stack of layers is given, and puts it back into what it returns."""
+    """Takes the padding out of what a stack of layers is given, and puts it back into its last hidden state, as zeros.
+
+    For masks of transformers' ``sdpa``, where each token of a document may see the whole of it.
+    """
 
     def __init__(self) -> None:
         self._documents: Documents | None = None
@@ -112,6 +117,7 @@ class Unpadded:
         if mask is None or mask.dtype != torch.bool:
             return None
         real = mask[:, 0, 0]
+        # A classifier reads a document's first place, which would be a zero where padding stands on the left.
         if not bool(real[:, 0].all()) or real.numel() < WORTH * int(real.sum()):
             return None
         hidden = args[0] if args else kwargs.pop("hidden_states")
@@ -124,36 +130,25 @@ class Unpadded:
             return output
         rows = output.last_hidden_state[0]
         padded = rows.new_zeros(self._shape.numel() // rows.shape[1], rows.shape[1])
-        output.last_hidden_state = padded.index_copy(0, self._documents.tokens, rows).view(self._shape)
+        output.last_hidden_state = padded.index_copy_(0, self._documents.tokens, rows).view(self._shape)
+        self._documents = None
         return output
 
 
-class _Spread(torch.autograd.Function):
-    """Tokens [tokens, width] into the padded groups [places, width], and the gradient back."""
+class _Move(torch.autograd.Function):
+    """Rows [from, width] at the places `there` [to], and the gradient back by `back` [from], 0 where `unused` says."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, documents: Documents) -> torch.Tensor:
-        ctx.documents = documents
-        return rows.index_select(0, documents.spots)
+    def forward(
+        ctx: Any, rows: torch.Tensor, there: torch.Tensor, back: torch.Tensor, unused: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.back, ctx.unused = back, unused
+        return rows.index_select(0, there)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # What repeats a document's last token is masked, so no gradient comes from there.
-        return gradients[0].index_select(0, ctx.documents.places), None
-
-
-class _Collect(torch.autograd.Function):
-    """The padded groups [places, width] into tokens [tokens, width], and the gradient back."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: torch.Tensor, documents: Documents) -> torch.Tensor:
-        ctx.documents = documents
-        return padded.index_select(0, documents.places)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        documents = ctx.documents
-        return gradients[0].index_select(0, documents.spots).index_fill_(0, documents.empty, 0), None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        rows = gradients[0].index_select(0, ctx.back)
+        return rows if ctx.unused is None else rows.index_fill_(0, ctx.unused, 0), None, None, None
 
 
 def attention(
@@ -213,8 +208,10 @@ def _by_document(
     others: dict[str, Any],
 ) -> tuple[torch.Tensor, None]:
     _, heads, tokens, size = query.shape
+    spots, places = documents.spots, documents.places
+    # What repeats a document's last token is masked, so no gradient comes from there.
     padded = [
-        _Spread.apply(part.transpose(1, 2).reshape(tokens, heads * size), documents)  # type: ignore[no-untyped-call]
+        _Move.apply(part.transpose(1, 2).reshape(tokens, heads * size), spots, places, None)  # type: ignore[no-untyped-call]
         for part in (query, key, value)
     ]
     found, at = [], 0
@@ -224,5 +221,5 @@ def _by_document(
         seen, _ = attention(module, q, k, v, mask, dropout, scaling, **others)
         found.append(seen.reshape(count * longest, heads * size))
         at = end
-    rows = _Collect.apply(torch.cat(found), documents)  # type: ignore[no-untyped-call]
+    rows = _Move.apply(torch.cat(found), places, spots, documents.empty)  # type: ignore[no-untyped-call]
     return rows.view(1, tokens, heads, size), None

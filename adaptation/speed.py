@@ -74,9 +74,8 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
     """How fast a copy of the model is trained on `task` as a classifier; nothing is kept."""
     import torch
 
-    from adaptation.batches import ShuffledBatches
     from adaptation.classifier import Finetuning
-    from adaptation.masking import Epoch, Pieces
+    from adaptation.masking import Pieces
     from adaptation.precision import use_bf16
     from adaptation.training import processes
 
@@ -90,7 +89,9 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             return network(**inputs).loss  # type: ignore[no-any-return]
 
-    return _speed(network, loss_of, run.lengths, ShuffledBatches(run.lengths, 1, 0, Epoch()).rows(), run.per_device)
+    # Whole batches at random, as in training: what is padding depends on how many rows stand together.
+    order = np.random.default_rng(0).permutation(len(run.lengths))
+    return _speed(network, loss_of, run.lengths, order, run.per_device, run.per_device)
 
 
 def _speed(
@@ -99,8 +100,11 @@ def _speed(
     lengths: npt.NDArray[np.int64],
     order: npt.NDArray[np.int64],
     most: int,
+    first: int = 2,
 ) -> Speed:
-    """Passes over twice as many rows each time, until one takes `ENOUGH` or there are `most`; the last one counts.
+    """Passes over `first` rows, then twice as many each time, until one takes `ENOUGH` or there are `most`.
+
+    The last one counts.
 
     Rows that stand together in `order` are passed together.
     """
@@ -109,7 +113,7 @@ def _speed(
     from adaptation.attention import suit_cpu
 
     optimizer = torch.optim.AdamW(network.parameters())
-    count, most = min(2, len(order)), min(most, len(order))
+    count, most = min(first, len(order)), min(most, len(order))
     suit_cpu(network)
 
     def timed(work: Callable[[], Any]) -> float:

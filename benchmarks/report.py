@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 MADE_BY = "nearkin bench frontier"
 NOISE = 0.05
-OVER = ("none", "RAND-TAPT")
+OVER = ("none", "TAPT", "RAND-TAPT")
+FEWEST = 3  # pairs below which a p-value says nothing
 COLUMNS = pa.schema(
     [pa.field(name, pa.string(), False) for name in ("grid", "key", "task", "phase", "metric", "sets", "model")]
     + [pa.field(name, pa.string(), False) for name in ("preset", "settings", "commit", "command")]
@@ -98,17 +100,23 @@ class Grid:
 
     @cached_property
     def compared(self) -> list[Row]:
-        """The rows of guarded phases that have every task."""
-        return [row for row in self.rows if row["phase"] not in self.lacking and UNGUARDED not in row["phase"]]
+        """The rows of guarded phases that have every task, of the seeds of a task that all of these phases have."""
+        rows = [row for row in self.rows if row["phase"] not in self.lacking and UNGUARDED not in row["phase"]]
+        seeds: dict[str, set[int]] = {}
+        for phase in {row["phase"] for row in rows}:
+            for task, by_seed in scores(rows, phase).items():
+                seeds[task] = seeds.get(task, set(by_seed)) & by_seed.keys()
+        return [row for row in rows if row["seed"] in seeds[row["task"]]]
 
     @cached_property
     def points(self) -> list[Point]:
-        """One a phase that has every task: what it costs and its mean F1."""
+        """One a phase that has every task: what it costs and its mean F1, over the same runs for all."""
         return points(self.compared) if self.compared else []
 
-    def gain(self, phase: str, over: str) -> Gain | None:
-        """Of a phase over another, where both have seeds in common; None over itself."""
-        return None if phase == over else gain(scores(self.rows, phase), scores(self.rows, over))
+    def gain(self, phase: str, over: str, rows: Sequence[Row] | None = None) -> Gain | None:
+        """Of a phase over another, where both have seeds in common, of all rows or of these; None over itself."""
+        rows = self.rows if rows is None else rows
+        return None if phase == over else gain(scores(rows, phase), scores(rows, over))
 
     @cached_property
     def gains(self) -> dict[str, dict[str, Gain | None]]:
@@ -117,25 +125,29 @@ class Grid:
 
     @cached_property
     def finding(self) -> str:
-        """The phases that none cheaper is as good as, and what each gained over none, in a sentence."""
+        """The phases that none cheaper is as good as, and what each gained over the one before it, in a sentence."""
         front = pareto(self.points, "compute")
         if not front:
             return "No phase has been run for every task yet, so none can be compared with another."
-        said = [f"{point.phase} ({point.f1:.1f}{self._gained(point.phase)})" for point in front]
+        before = [None, *(point.phase for point in front)]
+        said = [
+            f"{point.phase} ({point.f1:.1f}{self._gained(point.phase, over)})"
+            for point, over in zip(front, before, strict=False)
+        ]
         first = f"Of selection and training (the corpus embedded already), nothing cheaper is as good as {join(said)}."
         pairs = max((g.pairs for by in self.gains.values() if (g := by["none"]) is not None), default=0)
         if pairs > 0 and 2 ** (1 - pairs) > NOISE:
-            first += (
-                f" With {pairs} pairs of runs p cannot fall below {2.0 ** (1 - pairs):.2g}: run more tasks or seeds."
-            )
+            few = f"{pairs} pairs of runs p cannot" if pairs > 1 else "one pair of runs p cannot"
+            first += f" With {few} fall below {2.0 ** (1 - pairs):.2g}: run more tasks or seeds."
         return first
 
-    def _gained(self, phase: str) -> str:
-        found = self.gains[phase]["none"]
+    def _gained(self, phase: str, over: str | None) -> str:
+        found = None if over is None else self.gain(phase, over, self.compared)
         if found is None:
             return ""
         noise = ", within noise" if found.p >= NOISE else ""
-        return f", {found.mean:+.1f} over none, {p_of(found.p)}{noise}"
+        p = f", {p_of(found.p)}" if found.pairs >= FEWEST else ""
+        return f", {found.mean:+.1f} over {over}{p}{noise}"
 
 
 def p_of(p: float) -> str:
@@ -198,7 +210,7 @@ def report(
         say: told which grid is shown and what was written.
 
     Raises:
-        InputError: no results there, no such grid, no folder of sets.
+        InputError: no results there, a cell twice, no such grid, no folder of sets.
         NearkinError: matplotlib is missing; a file cannot be written.
     """
     results = Path(results)
@@ -209,7 +221,12 @@ def report(
         raise InputError(f"there is no folder {sets}: name the folder of the grid's sets, WORK/steps, as --sets")
     if plots is not None:
         require_plots("--plots")
-    grids = grids_of(read_whole(results, COLUMNS, MADE_BY))
+    rows = read_whole(results, COLUMNS, MADE_BY)
+    cells = Counter((row["model"], row["grid"], row["task"], row["phase"], row["seed"]) for row in rows)
+    if (twice := cells.most_common(1)[0])[1] > 1:
+        _, _, task, phase, seed = twice[0]
+        raise InputError(f"{results} holds {task}, {phase}, seed {seed} of one grid more than once: keep one row")
+    grids = grids_of(rows)
     number = len(grids) if grid is None else grid
     if not 1 <= number <= len(grids):
         raise InputError(f"{results} has no grid {number}: it has {len(grids)}, numbered from 1")

@@ -13,7 +13,7 @@ from adaptation.cards import ARMS, cards, paper_rows
 from adaptation.phases import UNGUARDED
 from benchmarks.frontier import mean_over_tasks, scores
 from benchmarks.frontier_plot import AXES, Point, dots_of
-from benchmarks.report import Grid, Report, p_of, settings_of
+from benchmarks.report import FEWEST, OVER, Grid, Report, p_of, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
@@ -32,7 +32,7 @@ PAPER = (
     "from {}: compare gains rather than levels."
 )
 PAIRED = (
-    f"Points of F1, paired by seed within a task, tasks weighing alike; below, a {LEVEL:.0%} bootstrap interval. "
+    f"Points of F1, paired by seed within a task, tasks weighing alike; below, a {LEVEL:.0%} interval by Student's t. "
     "p is of a two-sided sign-flip test, not corrected for the number of phases. All seeds of a phase and task "
     "finetune one adapted model, so both speak of these models: how another draw of the set or of the masks would "
     "differ is not in them."
@@ -94,7 +94,7 @@ def _tiles(grid: Grid) -> Iterator[tuple[str, str, str]]:
     some = "" if min(seeds) == max(seeds) else f"{min(seeds)} to "
     yield "Seeds", f"{some}{max(seeds)}", "of finetuning, each cell"
     whole = len(grid.tasks) * len(grid.phases) * max(seeds)
-    yield "Cells", f"{len(grid.rows):,}", "all of the grid" if len(grid.rows) == whole else f"of {whole:,}"
+    yield "Cells", f"{len(grid.rows):,}", "none lacking" if len(grid.rows) == whole else f"of {whole:,}"
 
 
 def _notes(found: Report) -> str:
@@ -192,10 +192,10 @@ def _gains(grid: Grid) -> str:
     rows = []
     for phase, by in grid.gains.items():
         if any(by.values()):
-            rows.append([phase, *_gain_cells(by["none"]), *_gain_cells(by["RAND-TAPT"])])
+            rows.append([phase, *(cell for over in OVER for cell in _gain_cells(by[over]))])
     if not rows:
         return ""
-    head = ["phase", "over none", "p", "pairs", "over RAND-TAPT", "p", "pairs"]
+    head = ["phase", *(name for over in OVER for name in (f"over {over}", "p", "pairs"))]
     return pages.table(head, rows, "gains in F1") + _small(PAIRED)
 
 
@@ -205,7 +205,7 @@ def _gain_cells(found: Gain | None) -> list[str | Cell]:
     interval = "" if found.low is None or found.high is None else f"{_signed(found.low)} to {_signed(found.high)}"
     return [
         Cell(f"{found.mean:+.2f}", interval),
-        p_of(found.p).removeprefix("p ").removeprefix("= "),
+        p_of(found.p).removeprefix("p ").removeprefix("= ") if found.pairs >= FEWEST else NONE,
         f"{found.pairs:,}",
     ]
 

@@ -68,15 +68,24 @@ def test_documents_hold_each_token_once_beside_those_of_like_length(lengths: lis
     assert at == len(found.spots)
 
 
-def tiny(family: str, kind: Any = AutoModelForSequenceClassification, dropout: float = 0.0) -> Any:
-    names = {"distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}}
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+def tiny(family: str, kind: Any = AutoModelForSequenceClassification, **others: float) -> Any:
     if family == "distilbert":
-        dropouts = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
+        shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        none: dict[str, float] = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    else:
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     set_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=60, num_labels=3, **names.get(family, shape), **dropouts)
-    return kind.from_config(config)
+    return kind.from_config(AutoConfig.for_model(family, vocab_size=60, num_labels=3, **shape, **(none | others)))
+
+
+def seen_shapes(model: Any) -> list[torch.Size]:
+    """Of what the first layer within each feed-forward network is given, as it is called."""
+    shapes: list[torch.Size] = []
+    for name, module in model.base_model.named_modules():
+        if name.endswith(("intermediate.dense", "ffn.lin1")):
+            module.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
+    return shapes
 
 
 @pytest.mark.parametrize("family", STACKS)
@@ -94,11 +103,8 @@ def test_a_batch_without_its_padding_gives_the_same_classes_and_gradients(family
         return found.logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     plain, gradients = step()
-    shapes: list[torch.Size] = []
+    shapes = seen_shapes(model)
     suit_cpu(model)
-    for name, module in model.base_model.named_modules():
-        if name.endswith(("intermediate.dense", "ffn.lin1")):
-            module.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
     logits, found = step()
     assert shapes == [torch.Size([1, int(lengths.sum()), 32])] * 2
     torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-6)
@@ -111,24 +117,26 @@ def test_what_cannot_go_without_padding_is_left_as_it_is() -> None:
     model = tiny("bert").eval()
     ids = torch.randint(3, 60, (2, 6))
     right = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    shapes = seen_shapes(model)
     nearly_full = torch.tensor([[1] * 6, [1] * 5 + [0]])
     masks = [None, torch.ones(2, 6, dtype=torch.long), right, nearly_full]
     before = [model(input_ids=ids, attention_mask=mask).logits for mask in masks]
     suit_cpu(model)
     for mask, logits in zip(masks, before, strict=True):
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, logits)
+    assert set(shapes) == {torch.Size([2, 6, 32])}
 
 
-def test_dropout_falls_on_documents_in_a_row_too() -> None:
-    model = tiny("bert", AutoModelForMaskedLM, dropout=0.1)
+def test_weights_of_documents_in_a_row_are_dropped_one_by_one() -> None:
+    model = tiny("bert", AutoModelForMaskedLM, attention_probs_dropout_prob=0.1).train()
     suit_cpu(model)
-    inputs = {"input_ids": torch.randint(3, 60, (2, 6)), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
-    real = inputs["attention_mask"].bool()
-    plain = model.eval().base_model(**inputs).last_hidden_state[real]
+    real = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    inputs = {"input_ids": torch.randint(3, 60, (2, 6)), "attention_mask": real}
+    plain = model.eval().base_model(**inputs).last_hidden_state[real.bool()]
     with torch.no_grad():
-        draws = torch.stack([model.train().base_model(**inputs).last_hidden_state[real] for _ in range(300)])
-    assert draws.std(0).min() > 0.05
-    assert (draws.mean(0) - plain).abs().mean() < 0.1 * plain.abs().mean()
+        draws = torch.stack([model.train().base_model(**inputs).last_hidden_state[real.bool()] for _ in range(300)])
+    assert draws.std(0).min() > 0
+    assert (draws.mean(0) - plain).abs().mean() < 0.3 * draws.std(0).mean()
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -166,6 +166,26 @@ def test_finding_is_honest_about_noise(tmp_path: Path) -> None:
     assert "With 3 pairs of runs p cannot fall below 0.25" in few
 
 
+def test_a_dearer_phase_is_held_to_the_one_before_it(tmp_path: Path) -> None:
+    """TAPT is far above none; what kNN adds to that changes its sign with the seed."""
+    over = {"none": [0.0] * 9, "TAPT": [6.0] * 9, "50NN-TAPT": [6.0 + d for d in (2, -1, 2, -1, 1, -2, 2, 1, -1)]}
+    rows = made(tuple(over), TASKS[:1], 9)
+    rows = [row | {"test": 50.0 + over[row["phase"]][row["seed"]]} for row in rows]
+    found = report(written(tmp_path / "r.parquet", rows), say=print)
+    assert "TAPT (56.0, +6.0 over none, p = 0.004)" in found.grid.finding
+    assert "50NN-TAPT (56.3, +0.3 over TAPT, p = 0.67, within noise)" in found.grid.finding
+    assert table_of(sections(found.html())["Gains"])["50NN-TAPT"][3].startswith("+0.33|")
+
+
+def test_means_are_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+    rows = [row for row in made() if row["phase"] != "DAPT" or row["seed"] == 1]
+    found = report(written(tmp_path / "r.parquet", rows), say=print).grid
+    alone = [row["test"] for row in rows if row["seed"] == 1 and row["phase"] == "TAPT"]
+    assert {point.phase: point.f1 for point in found.points}["TAPT"] == pytest.approx(np.mean(alone))
+    assert found.gains["TAPT"]["none"] is not None
+    assert found.gains["TAPT"]["none"].pairs == 9
+
+
 def test_newest_of_several_grids(tmp_path: Path, cli: Cli) -> None:
     old = made(budget=100_000)
     new = made(("none", "RAND-TAPT", "50NN-TAPT"), budget=200_000)
@@ -211,6 +231,7 @@ def test_a_grid_stopped_early_compares_only_what_has_every_task(tmp_path: Path) 
     ("spoil", "words"),
     [
         (lambda path: None, "does not exist"),
+        (lambda path: written(path, [*made(), made()[4]]), "holds citation_intent, dsir-TAPT, seed 0 of one grid more"),
         (lambda path: path.write_text("no"), "is not a results file of `nearkin bench frontier`"),
         (lambda path: written(path, [{"corpus": "x", "seconds": 1.0}]), "it has no column grid"),
         (lambda path: written(path, [row | {"test": None} for row in made()]), "its column test has gaps"),

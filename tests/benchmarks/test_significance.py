@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import permutation_test
+from scipy.stats import permutation_test, ttest_rel
 
 from benchmarks.significance import gain
 
@@ -60,3 +60,23 @@ def test_no_difference_is_no_evidence() -> None:
     found = gain(scores([5.0, 5.0, 6.0]), scores([5.0, 5.0, 6.0]))
     assert found is not None
     assert (found.mean, found.p) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("spreads", [(1.0,), (1.0, 1.0, 1.0), (5.0, 3.0, 1.0)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(spreads) -> None:
+    draws = np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        values = {str(i): dict(enumerate(draws.normal(2.0, sd, 3))) for i, sd in enumerate(spreads)}
+        found = gain(values, {task: dict.fromkeys(by, 0.0) for task, by in values.items()})
+        assert found is not None
+        held.append(found.low < 2.0 < found.high)
+    assert 0.92 <= np.mean(held) <= 0.995
+
+
+def test_the_interval_of_one_task_is_scipys() -> None:
+    ours, others = np.array([3.0, 5.0, 4.5, 6.0]), np.array([2.0, 2.5, 4.0, 3.0])
+    found = gain(scores(ours), scores(others))
+    expected = ttest_rel(ours, others).confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
