@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/nearkin demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads that wait for each other cost most of both
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
