@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from selection.errors import NearkinError, explain_os_error
+from selection.errors import NearkinError, did_you_mean, explain_os_error
 
 EPILOG = """\
 a first session:
@@ -22,13 +24,33 @@ a first session:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest name there is; options are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**(options | {"allow_abbrev": False}))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown[:1]:
+            option = word.partition("=")[0]
+            near = did_you_mean(option, self._option_string_actions, 0.75) if option.startswith("-") else ""
+            self.error(f"unknown argument {option}{near}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message):
+            message += did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        self.exit(2, f"nearkin: {message.rstrip('?')}; `{self.prog} --help` shows what there is\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from adaptation.commands import register as register_adaptation
     from benchmarks.commands import register as register_benchmarks
     from selection.commands import register as register_selection
 
-    root = argparse.ArgumentParser(
+    root: argparse.ArgumentParser = Parser(
         prog="nearkin",
         description="Finds, in a domain corpus, the text that will help a task most, and adapts a masked LM on it.",
         epilog=EPILOG,

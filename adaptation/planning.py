@@ -11,11 +11,11 @@ from pathlib import Path
 from adaptation.cards import cards
 from adaptation.loading import transformer_folder
 from adaptation.phases import Part, Phase
-from adaptation.recipe import Recipe
+from adaptation.recipe import PRESETS, Recipe
 from adaptation.steps import AdaptStep, BaseModel, FinetuneStep, LossStep, Model, SelectStep, Step
 from adaptation.tasks import LabelledTask, load_labelled, metric_of
 from selection.encoders import cascade_model
-from selection.errors import NearkinError
+from selection.errors import InputError, NearkinError
 from selection.files import TextFingerprint, fingerprint, sha256_of_file
 from selection.filling import Budget
 from selection.index.kinds import BY_NAME
@@ -173,8 +173,17 @@ class _Planner:
         budget = self.recipe.budget(part)
         file = getattr(find_selector(method), "file", None)
         if file is None:
-            budget.check(store.corpus)
+            self._check(budget, store)
         return self._step(part, [task], method, budget=budget, inputs=[*self._whole_store(store), *_files(file)])
+
+    def _check(self, budget: Budget, store: Store) -> None:
+        try:
+            budget.check(store.corpus)
+        except InputError as error:
+            usual = PRESETS[self.recipe.preset]["budget"].get("tokens")
+            if usual is None or budget.tokens != usual:
+                raise
+            raise InputError(f"{error} (the preset {self.recipe.preset} asks for so many)") from error
 
     def _corpus(self, part: Part, task: LabelledTask) -> SelectStep:
         name = self._corpus_name(part, task)

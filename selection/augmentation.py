@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError
-from selection.files import atomic_folder, write_json
+from selection.files import atomic_folder, join, write_json
 from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
@@ -119,6 +119,8 @@ def select(
     budget = budget or (Budget(everything=True) if getattr(selector, "everything", False) else Budget(k=50))
     if examples.path.is_file():
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
+    elif guarded and (absent := [split for split in EVALUATION if split not in examples.splits]):
+        log.warning("%s has no %s: nothing guards its texts", task, join(f"{split}.jsonl" for split in absent))
     for path in examples.unread:
         log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)
     pool = Pool(opened, examples, encoder, seed, device, index, min_recall, report)
@@ -158,7 +160,10 @@ def _nearness(near: str, selector: Selector, pool: Pool, guard: Guard, exclude: 
     if "excluded" in forbidden:
         outside = [texts_of(read_table(path), path) for path in exclude]
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
-    encoded = {reason: encode_texts(pool.store, pool.slug, column, pool.device) for reason, column in texts.items()}
+    encoded = {
+        reason: encode_texts(pool.store, pool.slug, column, pool.device, pool.report)
+        for reason, column in texts.items()
+    }
     return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)
 
 

@@ -250,6 +250,11 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
         entry = ingest(store, spec)
         known = [c.name for c in store.manifest.corpora]
         if name in known:
+            before = {shard.text for shard in store.manifest.corpora[known.index(name)].shards}
+            if gone := len(before - {shard.text for shard in entry.shards}):
+                log.warning(
+                    "corpus %s is not what it was: the text of %d of its %d shards has changed", name, gone, len(before)
+                )
             store.manifest.corpora[known.index(name)] = entry
         else:
             store.manifest.corpora.append(entry)

@@ -232,7 +232,7 @@ class _Chooser:
             choice = replace(choice, encoder=load_encoder(*model), seconds=in_torch)
         taken = f"{choice.encoder.engine} is taken"
         seconds = f"torch {human_seconds(in_torch)}, openvino {human_seconds(in_openvino)}"
-        self.report(f"trial   {spec.slug}: {seconds}; {taken}")
+        self.report(f"trial   {spec.slug}, all passages: {seconds}; {taken}")
         return choice
 
     def _fitted(self, spec: EncoderSpec) -> Choice:
@@ -270,10 +270,14 @@ class _Chooser:
         return self._record(spec, {"engine": "openvino", "candidate": made.candidate, **made.worth})
 
     def _fit_static(self, spec: EncoderSpec) -> Encoder:
-        teacher = self._fastest(replace(spec, model=spec.teacher)).encoder
+        choice = self._fastest(replace(spec, model=spec.teacher))
+        teacher, sample = choice.encoder, self._sample(STATIC_PASSAGES)
         assert isinstance(teacher, TransformerEncoder)
-        sample = self._sample(STATIC_PASSAGES)
-        self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus")
+        first = ""
+        if choice.seconds is not None:
+            seconds = choice.seconds * min(1.0, len(sample) / len(self.store.corpus))
+            first = f": {human_seconds(seconds)} to encode them, then the fit; done once"
+        self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus{first}")
         model, worth = static_encoder.fit(teacher, sample, self.report)
         with self._kept(spec) as folder:
             model.save(folder)

@@ -231,7 +231,12 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument(
         "--method", metavar="M", default="knn", help="how to choose, as NAME[:PARAMETER=VALUE,...] (default: knn)"
     )
-    parser.add_argument("-k", type=positive, help="passages a task example, before duplicates go")
+    parser.add_argument(
+        "-k",
+        type=positive,
+        help="passages a task example, before duplicates go (default: 50, where neither --docs nor --tokens is given; "
+        "of several limits, the first that is reached ends the set)",
+    )
     parser.add_argument("--docs", metavar="N", type=positive, help="passages in all")
     parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")
     parser.add_argument(

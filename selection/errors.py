@@ -31,10 +31,10 @@ class MissingPackageError(NearkinError):
     """A package that this command needs is not installed."""
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str], alike: float = 0.5) -> str:
     """``", did you mean X?"`` with the nearest of `names`, whatever their case; empty where none is near."""
     known = {one.lower(): one for one in names}
-    close = difflib.get_close_matches(name.lower(), list(known), 1, 0.5)
+    close = difflib.get_close_matches(name.lower(), list(known), 1, alike)
     return f", did you mean {known[close[0]]}?" if close else ""
 
 

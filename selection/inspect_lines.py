@@ -72,7 +72,7 @@ def _summary(found: Inspection, width: int) -> list[str]:
     if coverage is not None:
         share = share_of(coverage.covered, coverage.examples)
         rows.append(("coverage", f"{share}: {coverage.covered:,} of {coverage.examples:,} examples brought a passage"))
-        rows.append(("", f"passages an example: {brought_of(coverage)}"))
+        rows.append(("", f"passages an example: {brought_of(coverage)}; one that several ask for is the nearest one's"))
     if found.kl_reduction is not None:
         away = f"from the task the corpus is {found.kl_corpus:.3f} away, the set {found.kl_set:.3f}"
         rows.append(("KL reduction", f"{found.kl_reduction:.3f} nats: {away}"))

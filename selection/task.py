@@ -51,11 +51,20 @@ class Task:
         Raises:
             InputError: the split is absent, or has no labels.
         """
+        if self.path.is_file():
+            raise InputError(
+                f"task {self.path} is a file: finetuning needs a folder with train.jsonl, dev.jsonl and test.jsonl"
+            )
         if split not in self.splits:
             raise InputError(f"task {self.path} has no {split}.jsonl, which finetuning needs")
         table = self.splits[split]
-        if "label" not in table.schema.names or table["label"].null_count:
-            raise InputError(f'task {self.path}: {split}.jsonl has examples without "label", which finetuning needs')
+        if "label" not in table.schema.names:
+            raise InputError(f'task {self.path}: {split}.jsonl has no "label", which finetuning needs')
+        if table["label"].null_count:
+            first = pc.index(pc.is_null(table["label"]), True).as_py() + 1
+            raise InputError(
+                f'task {self.path}: example {first:,} of {split}.jsonl has no "label", which finetuning needs'
+            )
         return table
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from tqdm import tqdm
 
 from selection.choosing import stored_encoder
 from selection.errors import NearkinError, StoreError
@@ -20,16 +23,26 @@ from selection.files import TextFingerprint, atomic_write
 from selection.store import Store
 from selection.task import Task
 
+log = logging.getLogger(__name__)
+
+TOLD_FROM = 512  # texts whose encoding takes seconds
+
 Vectors = npt.NDArray[np.float32]
+Report = Callable[[str], None]
 
 
-def encode_task(store: Store, slug: str, task: Task, device: str | None = None) -> Vectors:
+def encode_task(store: Store, slug: str, task: Task, device: str | None = None, report: Report = log.info) -> Vectors:
     """Vectors float32 [n, dim] of a task's training texts; see `encode_texts`."""
-    return encode_texts(store, slug, task.train_texts, device)
+    return encode_texts(store, slug, task.train_texts, device, report)
 
 
-def encode_texts(store: Store, slug: str, texts: pa.ChunkedArray, device: str | None = None) -> Vectors:
+def encode_texts(
+    store: Store, slug: str, texts: pa.ChunkedArray, device: str | None = None, report: Report = log.info
+) -> Vectors:
     """Vectors float32 [n, dim] of texts (large_string [n]) by the encoder that wrote `slug`.
+
+    Args:
+        report: told what is encoded, where that is much; a terminal is shown how far it is.
 
     Raises:
         StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
@@ -47,7 +60,10 @@ def encode_texts(store: Store, slug: str, texts: pa.ChunkedArray, device: str | 
             f"{store.path} was embedded by another version of {entry.model}: "
             f"use that one, or run `nearkin build {store.path}` to embed it anew"
         )
-    vectors = encoder.encode(texts)
+    if len(texts) >= TOLD_FROM:
+        report(f"encode  {len(texts):,} texts of the task by {slug}, kept for the next time")
+    with tqdm(total=len(texts), desc="encoding the task", unit=" texts", disable=None, leave=False) as bar:
+        vectors = encoder.run(encoder.prepare(texts), lambda done: bar.update(len(done)))
     with contextlib.suppress(OSError, NearkinError):  # a read-only store is encoded for anew
         _write(path, vectors, entry.fingerprint)
     return vectors

@@ -78,9 +78,29 @@ def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
             cli(command, "--help")
         assert stop.value.code == 0
         assert command == "bench" or "example" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("build",), "the following arguments are required: STORE; `nearkin build --help` shows what there is"),
+        (("slect", "store"), "did you mean select; `nearkin --help`"),
+        (("build", "store", "--text-colum", "body"), "unknown argument --text-colum, did you mean --text-column;"),
+        (("build", "store", "--max-mem=4GB"), "unknown argument --max-mem, did you mean --max-memory;"),
+        (("data", "lst"), "did you mean list; `nearkin data --help`"),
+        (("select", "store", "task", "--out", "x", "--near", "ngram"), "did you mean ngrams; `nearkin select --help`"),
+        (("select", "store", "task", "--out", "x", "-k", "0"), "argument -k: 0 is not at least 1;"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    words: tuple[str, ...], said: str, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli("build")
+        cli(*words)
     assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:

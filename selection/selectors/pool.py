@@ -131,7 +131,7 @@ class Pool:
     def queries(self) -> npt.NDArray[np.float32]:
         """Vectors float32 [n, dim] of the task's training texts by the store's own encoder."""
         start = time.perf_counter()
-        vectors = encode_task(self.store, self.slug, self.task, self.device)
+        vectors = encode_task(self.store, self.slug, self.task, self.device, self.report)
         self.seconds["encode"] = time.perf_counter() - start
         return vectors
 
