@@ -24,7 +24,7 @@ from selection.reading import read_table, texts_of
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.selectors.registry import find_selector, fresh
 from selection.store import Store
-from selection.task import read_task
+from selection.task import SPLITS, read_task
 from selection.task_vectors import encode_texts
 from selection.versions import versions
 from selection.writing import check_format, write_table
@@ -119,7 +119,7 @@ def select(
     budget = budget or (Budget(everything=True) if getattr(selector, "everything", False) else Budget(k=50))
     if examples.path.is_file():
         log.warning("%s is one file: only its own texts are guarded, give the task's folder or --exclude", task)
-    elif guarded and (absent := [split for split in EVALUATION if split not in examples.splits]):
+    elif guarded and (absent := [split for split in SPLITS if split not in examples.splits]):
         log.warning("%s has no %s: nothing guards its texts", task, join(f"{split}.jsonl" for split in absent))
     for path in examples.unread:
         log.warning("%s is none of train, dev and test.jsonl: its texts are not guarded, name it with --exclude", path)

@@ -77,8 +77,13 @@ def test_tasks_that_cannot_be_finetuned_on(tmp_path, jsonl) -> None:
     with pytest.raises(InputError, match=r"no test\.jsonl"):
         load_labelled(tmp_path)
     jsonl(tmp_path / "test.jsonl", ["one", "two"])
-    with pytest.raises(InputError, match="label"):
+    with pytest.raises(InputError, match=r'test.jsonl has no "label"'):
         load_labelled(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"text": "one", "label": "a"}\n\n{"text": "two"}\n')
+    with pytest.raises(InputError, match=r'example 2 of test.jsonl has no "label"'):
+        load_labelled(tmp_path)
+    with pytest.raises(InputError, match=r"train.jsonl is a file: finetuning needs a folder"):
+        load_labelled(tmp_path / "train.jsonl")
     jsonl(tmp_path / "test.jsonl", ["one", "two"], ["a", "a"])
     with pytest.raises(InputError, match="the one label 'a'"):
         load_labelled(tmp_path)

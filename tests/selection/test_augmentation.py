@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -212,6 +213,15 @@ def test_a_split_under_another_name_is_pointed_out(
     task = write_task(tmp_path / "task", {**harvested.task, "validation": harvested.task["dev"]})
     run(built, task, tmp_path / "set", docs=5)
     assert "validation.jsonl is none of" in caplog.text
+
+
+def test_a_split_that_is_absent_is_pointed_out(
+    built: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Path(shutil.copytree(task_folder, tmp_path / "task"))
+    (task / "dev.jsonl").unlink()
+    select(built, task, tmp_path / "set", "random", Budget(docs=5))
+    assert [r.getMessage() for r in caplog.records] == [f"{task} has no dev.jsonl: nothing guards its texts"]
 
 
 def test_nothing_left_is_an_error_and_writes_nothing(

@@ -93,7 +93,9 @@ def test_stopped_build_resumes_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_only_changed_text_is_embedded_again(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+def test_only_changed_text_is_embedded_again(
+    passages: pa.Table, tiny_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.parquet"
     table = passages.select(["id", "text"])
     pq.write_table(table, path, row_group_size=64)
@@ -103,6 +105,7 @@ def test_only_changed_text_is_embedded_again(passages: pa.Table, tiny_encoder: P
     pq.write_table(table.set_column(1, "text", pa.array(texts)), path, row_group_size=64)
     result = build(tmp_path / "store")
     assert len(result.plan.embedding.todo) == 1
+    assert "corpus a is not what it was: the text of 1 of its 10 shards has changed" in caplog.text
     rebuilt = np.concatenate(list(Embeddings(Store(tmp_path / "store"), "tiny-encoder")))
     build(tmp_path / "fresh", [CorpusSpec("a", str(path))], encoder=str(tiny_encoder))
     fresh = np.concatenate(list(Embeddings(Store(tmp_path / "fresh"), "tiny-encoder")))
