@@ -32,8 +32,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
-        for word in unknown[:1]:
-            option = word.partition("=")[0]
+        if unknown:
+            option = unknown[0].partition("=")[0]
             near = did_you_mean(option, self._option_string_actions, 0.75) if option.startswith("-") else ""
             self.error(f"unknown argument {option}{near}")
         return found, unknown

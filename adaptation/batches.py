@@ -6,6 +6,7 @@ the plain way, since of few examples a class may have one length.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from adaptation.masking import Epoch, generator
 
 
-class Order(Sampler[int]):
+class Order(Sampler[int], ABC):
     """Row numbers of an epoch; the base of those below.
 
     Args:
@@ -37,9 +38,9 @@ class Order(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(self.rows().tolist())  # Trainer asks a sampler for Python numbers
 
+    @abstractmethod
     def rows(self) -> npt.NDArray[np.int64]:
         """All row numbers in the order of this epoch, int64 [rows]."""
-        raise NotImplementedError
 
 
 class LengthGroupedBatches(Order):
