@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from selection.errors import StoreError
 from selection.files import atomic_write
 from selection.index import load_faiss
 from selection.index.exact import as_tensor, pair_scores
-from selection.index.kinds import BY_NAME, Vectors
+from selection.index.kinds import BY_NAME, Kind, Vectors
 from selection.index.kmeans import nearest_centroids
 from selection.index.ranking import Ids, Ranking, Scores
 from selection.store import IndexBlock, IndexEntry, Store
@@ -111,8 +111,12 @@ def _add(faiss: Any, index: Any, block: npt.NDArray[np.float16], centroids: Vect
     vectors = np.ascontiguousarray(block, dtype=np.float32)
     if centroids is None:
         index.add(vectors)
-        return
-    lists = np.ascontiguousarray(nearest_centroids(vectors, centroids)[:, 0])
+    else:
+        add_to_lists(faiss, index, vectors, np.ascontiguousarray(nearest_centroids(vectors, centroids)[:, 0]))
+
+
+def add_to_lists(faiss: Any, index: Any, vectors: Vectors, lists: npt.NDArray[np.int64]) -> None:
+    """Adds vectors float32 [n, dim] to the inverted lists that are given, int64 [n]; both contiguous."""
     ids = np.arange(index.ntotal, index.ntotal + len(vectors), dtype=np.int64)
     index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
 
@@ -176,30 +180,42 @@ class Blocks:
             found = Ranking(len(part), wide)
             for scores, ids in self._candidates(part, wide, effort):
                 found.add_rows(scores, ids)
-            parts.append(rescored(self._embeddings, part, found.best()[1], k))
+            parts.append(rescored(self._embeddings.parts, part, found.best()[1], k))
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _candidates(self, queries: Vectors, count: int, effort: int) -> Iterator[tuple[Scores, Ids]]:
         if self.centroids is not None:
             effort = min(effort, self.lists)
             lists = nearest_centroids(queries, self.centroids, effort)
-            by_lists = self._kind.name in PLAIN and len(queries) >= BATCH
-            coarse = None if by_lists else _coarse(queries, self.centroids, lists)
+            coarse = None if in_batch(self._kind, len(queries)) else _coarse(queries, self.centroids, lists)
         for first, index in self._open:
             if self.centroids is not None:
-                index.nprobe = effort
-                if by_lists:
-                    scores, ids = _batch(index, queries, count, lists)
-                else:
-                    scores, ids = index.search_preassigned(queries, count, lists, coarse)
+                scores, ids = search_lists(index, queries, count, lists, coarse)
             else:
                 params = self._faiss.SearchParametersHNSW(efSearch=max(effort, count))
                 scores, ids = index.search(queries, min(count, index.ntotal), params=params)
             yield scores, np.where(ids < 0, -1, ids + first)
 
 
-def _batch(index: Any, queries: Vectors, count: int, lists: npt.NDArray[np.int64]) -> tuple[Scores, Ids]:
-    """List by list, all queries that visit one in a matrix product: up to three times faster than one by one."""
+def in_batch(kind: Kind, queries: int) -> bool:
+    """Whether so many queries are searched list by list."""
+    return kind.name in PLAIN and queries >= BATCH
+
+
+def search_lists(
+    index: Any, queries: Vectors, count: int, lists: npt.NDArray[np.int64], coarse: Scores | None
+) -> tuple[Scores, Ids]:
+    """The `count` best in the lists of each query, by the index's own codes.
+
+    Args:
+        lists: int64 [n, any].
+        coarse: float32 [n, any], products of queries with those lists' centroids; None searches list by list, all
+            queries that visit one in a matrix product: up to three times faster than one by one.
+    """
+    index.nprobe = lists.shape[1]
+    if coarse is not None:
+        scores, ids = index.search_preassigned(queries, count, lists, coarse)
+        return scores, ids
     from faiss.contrib.big_batch_search import big_batch_search
 
     assigned = lists.astype(np.int32)  # a copy, which it sorts in place
@@ -219,10 +235,16 @@ def _coarse(queries: Vectors, centroids: Vectors, lists: npt.NDArray[np.int64]) 
     return out
 
 
-def rescored(embeddings: Embeddings, queries: Vectors, ids: Ids, k: int) -> tuple[Scores, Ids]:
-    """The `k` best of each query's candidates by float32 products with the embeddings, read a shard at a time.
+def rescored(
+    parts: Callable[[Ids], Iterable[tuple[npt.NDArray[np.intp], npt.NDArray[np.float16]]]],
+    queries: Vectors,
+    ids: Ids,
+    k: int,
+) -> tuple[Scores, Ids]:
+    """The `k` best of each query's candidates by float32 products with their vectors, read a shard at a time.
 
     Args:
+        parts: `Embeddings.parts`, or what does the same.
         ids: int64 [n, any], -1 for none.
     """
     import torch
@@ -231,7 +253,7 @@ def rescored(embeddings: Embeddings, queries: Vectors, ids: Ids, k: int) -> tupl
     query, place = np.nonzero(ids >= 0)
     passages = ids[query, place]
     left = torch.from_numpy(np.ascontiguousarray(queries))
-    for positions, vectors in embeddings.parts(passages):
+    for positions, vectors in parts(passages):
         every = torch.arange(len(positions))
         scores = pair_scores(as_tensor(vectors), left, every, torch.from_numpy(query[positions])).numpy()
         ranking.add(query[positions], scores, passages[positions])

@@ -39,15 +39,17 @@ def nearest_centroids(vectors: npt.NDArray[np.floating], centroids: Vectors, cou
 
 def spherical_kmeans(points: Vectors, lists: int, seed: int = 0, iterations: int = ITERATIONS) -> Vectors:
     """Unit centroids float32 [lists, dim] of unit points [n, dim], n at least `lists`; empty ones take far points."""
-    rng = np.random.default_rng(seed)
+    import torch
+
+    rng, values = np.random.default_rng(seed), torch.from_numpy(np.ascontiguousarray(points))
     centroids = points[np.sort(rng.choice(len(points), lists, replace=False))]
     for _ in range(iterations):
         which = nearest_centroids(points, centroids)[:, 0]
-        order = np.argsort(which, kind="stable")
         counts = np.bincount(which, minlength=lists)
-        starts = (np.cumsum(counts) - counts)[counts > 0]
-        sums = np.zeros_like(centroids)
-        sums[counts > 0] = np.add.reduceat(points[order], starts, axis=0)
+        order, starts = (
+            torch.from_numpy(rows) for rows in (np.argsort(which, kind="stable"), counts.cumsum() - counts)
+        )
+        sums = torch.nn.functional.embedding_bag(order, values, starts, mode="sum").numpy()
         empty = np.flatnonzero(counts == 0)
         if len(empty):
             fit = np.einsum("ij,ij->i", points, centroids[which])

@@ -20,10 +20,11 @@ from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.files import current_memory, human_bytes, human_seconds
 from selection.index import trial
-from selection.index.blocks import AT, BLOCK_BYTES
+from selection.index.blocks import AT, BLOCK_BYTES, CANDIDATES_HELD, in_batch
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
 from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind, Vectors
 from selection.index.kmeans import ITERATIONS
+from selection.index.pilot import FEW_LISTS, LENGTHS, Pilot, Reach, drawn
 from selection.index.tune import DEPTHS, PROBES, share_of_lists
 
 AFFORDABLE = 60.0
@@ -160,7 +161,8 @@ class _Planner:
         self.rows, self.dim, self.wanted, self.folder = rows, dim, wanted, folder
         self.embeddings, self.examples = embeddings, examples
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
-        self._reaches: dict[float, list[trial.Reach]] = {}
+        self._pilot: Pilot | None = None
+        self._reaches: dict[float, list[Reach]] = {}
 
     def plan(self, kind: Kind, why: str) -> IndexPlan:
         if self.rows < kind.least:
@@ -174,25 +176,23 @@ class _Planner:
         exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
             return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0, 0)[0], 0.0, queries * exactly, 1.0, why)
-        lists, visited = self._lists(kind, queries) if kind.lists else (0, 0.0)
+        lists, visited, rerank = self._lists(kind, queries) if kind.lists else (0, 0.0, 1)
         size += lists * self.dim * 4 + kind.training_bytes(self.dim)
         memory, block = self._memory(kind, lists, size)
         build = size * trial.write_seconds(self.folder)
         if kind.lists:
-            made, search = self._list_seconds(kind, lists, visited, queries)
-            build += made
+            build += self._filling(kind, lists)
+            search = self._searching(kind, lists, visited, rerank, queries)
         elif kind.name == "hnsw":
             graphs = max(1, -(-size // max(block, 1)))  # each is searched
             one = trial.graph_seconds(kind, self.dim, max(self.rows // graphs, 2))
             build, search = build + self.rows * one, queries * graphs * one
         else:
             search = queries * exactly
-        if kind.name != "flat":
-            probes = min(PROBES, self.rows)
-            searches = 1 + len(kind.rerank) / 2
-            build += probes * (
-                exactly + searches / 2 * search / queries + max(DEPTHS) * lists * trial.centroid_seconds(self.dim)
-            )
+        if kind.lists:
+            build += self._measuring(kind, lists, visited, rerank)
+        elif kind.name != "flat":
+            build += min(PROBES, self.rows) * (exactly + search / queries)
         return IndexPlan(
             kind,
             lists,
@@ -206,32 +206,55 @@ class _Planner:
             kind.lists and self.embeddings is None,
         )
 
-    def _list_seconds(self, kind: Kind, lists: int, visited: float, queries: int) -> tuple[float, float]:
-        """(to make, to search)."""
+    def _filling(self, kind: Kind, lists: int) -> float:
+        """Seconds to train lists and codes and to give every passage to its list."""
         centroid = trial.centroid_seconds(self.dim)
-        training, adding, looking = trial.scan_seconds(kind, self.dim)
-        _, again = trial.pair_seconds(self.dim)
+        training, adding = trial.filling_seconds(kind, self.dim)
         points = training_points(self.rows, lists)
         clustering = points * ITERATIONS * (lists * centroid + trial.point_seconds(self.dim))
-        made = clustering + self.rows * (lists * centroid + adding) + training
-        passages = min(visited * self.rows / lists, self.rows)
-        rescored = AT * kind.rerank[len(kind.rerank) // 2] * again
-        return made, queries * (lists * 4 * centroid + passages * looking + rescored)
+        return clustering + self.rows * (lists * centroid + adding) + training
 
-    def _lists(self, kind: Kind, queries: int) -> tuple[int, float]:
-        """(lists, how many of them are visited): those of least time in all."""
+    def _searching(self, kind: Kind, lists: int, visited: float, rerank: int, queries: int) -> float:
+        together = in_batch(kind, queries)
+        scan = self._scan(kind, together)
+        passages = min(visited * self.rows / lists, self.rows)
+        one = lists * trial.order_seconds(self.dim) + visited * scan.visiting + passages * scan.looking
+        held = max(1, CANDIDATES_HELD // max(AT * rerank, int(visited)))
+        rounds = -(-queries // held) if together else 0
+        return queries * (one + AT * rerank * trial.again_seconds(self.dim)) + rounds * self.rows * scan.decoding
+
+    def _measuring(self, kind: Kind, lists: int, visited: float, rerank: int) -> float:
+        """Seconds to find the settings that are promised (`selection.index.tune`)."""
+        groups = [min(PROBES, self.rows)] + ([] if self.examples is None else [min(PROBES, len(self.examples))])
+        depth = max(DEPTHS) + 1
+        pair, again = trial.pair_seconds(self.dim)
+        exactly = sum(groups) * (self.rows * pair + trial.candidates(self.rows, depth) * again)
+        ranking = sum(groups) / 2 * depth * (lists * trial.centroid_seconds(self.dim) + trial.again_seconds(self.dim))
+        tried = [step for step in kind.rerank if step <= rerank]
+        searches = [(group // 2, step) for group in groups for step in (*tried, rerank)]
+        return exactly + ranking + sum(self._searching(kind, lists, visited, step, half) for half, step in searches)
+
+    def _scan(self, kind: Kind, together: bool) -> trial.Scan:
+        return trial.scan_seconds(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2], together)
+
+    def _lists(self, kind: Kind, queries: int) -> tuple[int, float, int]:
+        """(lists, how many of them are visited, times k that are scored again): what takes least time in all."""
         lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
-        guess = lists, max(1.0, lists / 30)
-        if self.embeddings is None or self.rows < trial.FEW_LISTS * min(trial.LENGTHS) * 4:
+        guess = lists, max(1.0, lists / 30), kind.rerank[len(kind.rerank) // 2]
+        if self.embeddings is None or self.rows < FEW_LISTS * min(LENGTHS) * 4:
             return guess
+        self._pilot = self._pilot or Pilot(drawn(self.embeddings), self.examples)
         target = share_of_lists(kind, self.wanted.min_recall)
         if target not in self._reaches:
-            self._reaches[target] = trial.pilot(self.embeddings, target, self.examples)
+            self._reaches[target] = self._pilot.reaches(target)
         options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches[target]]
         if not options:
             return guess
+        rerank = self._pilot.rerank(kind, self.wanted.min_recall / target, self.rows)
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
-        return min(options, key=lambda option: sum(self._list_seconds(kind, option[0], option[1], queries)))
+        taken = [self._filling(kind, n) + self._searching(kind, n, seen, rerank, queries) for n, seen in options]
+        lists, visited = options[int(np.argmin(taken))]
+        return lists, visited, rerank
 
     def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""

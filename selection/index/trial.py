@@ -1,7 +1,4 @@
-"""What this machine does in a second, and what this corpus asks of inverted lists: measured in a few seconds.
-
-A plan made of these is for this machine and these vectors, where rules of thumb are for others.
-"""
+"""What this machine does in a second: measured in a few, so that a plan is for this machine and not for another."""
 
 from __future__ import annotations
 
@@ -11,31 +8,28 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from selection.corpus import SHARD_ROWS
-from selection.embedding import Embeddings
 from selection.files import ASIDE, sha256_of_file
 from selection.index import load_faiss
-from selection.index.blocks import AT
+from selection.index.blocks import AT, add_to_lists, rescored, search_lists
 from selection.index.exact import exact_search
 from selection.index.kinds import Kind, Vectors, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
-from selection.index.tune import Probes, list_ranks, lists_for
+from selection.index.ranking import Ids
 
 PASSAGES = 16_384
 QUERIES = 4096
-SCANNED = 65_536
-LISTS = 64
-PILOT = 65_536
-PILOT_PROBES = 256
-PILOT_SHARDS = 64
-LENGTHS = (128, 256, 512, 1024, 2048)
-FEW_LISTS = 16
+SCORED = 65_536  # more than caches hold
+LONG, SHORT = (32, 1024), (256, 128)  # lists and their passages: more than caches hold
+CLUSTERS = 64
 GRAPH = 8192
 UNTRIED = 2e-9
 
@@ -58,15 +52,14 @@ def _seconds(run: Callable[[], object], times: int = 2) -> float:
 @functools.cache
 def pair_seconds(dim: int) -> tuple[float, float]:
     """Exact search: seconds for a query and a passage, and for a candidate that has to be scored again."""
-    passages, queries = unit_vectors(2 * PASSAGES, dim).astype(np.float16), unit_vectors(QUERIES, dim, 1)
+    passages, queries = unit_vectors(PASSAGES, dim).astype(np.float16), unit_vectors(QUERIES, dim, 1)
     blocks = [passages[i : i + SHARD_ROWS] for i in range(0, len(passages), SHARD_ROWS)]
 
     def search(parts: int, k: int) -> float:
         return _seconds(lambda: exact_search(blocks[:parts], queries, k))
 
     few, most = 1, len(blocks)
-    for _ in range(2):
-        search(most, few)  # until processor and allocator run at their speed
+    search(most, few)  # until processor and allocator run at their speed
     start, bare, full = search(1, few), search(most, few), search(most, 2 * AT)
     again = max(full - bare, 0.0) / (QUERIES * candidates(len(passages), 2 * AT))
     return max(bare - start, 1e-9) / ((len(passages) - SHARD_ROWS) * QUERIES), again
@@ -88,29 +81,105 @@ def centroid_seconds(dim: int) -> float:
 def point_seconds(dim: int) -> float:
     """Seconds for a point in a round of k-means, its products with centroids left out."""
     points = unit_vectors(PASSAGES, dim)
-    few = _seconds(lambda: spherical_kmeans(points, LISTS, iterations=2)) / (2 * PASSAGES)
-    return max(few - LISTS * centroid_seconds(dim), 0.0)
+    few = _seconds(lambda: spherical_kmeans(points, CLUSTERS, iterations=2)) / (2 * PASSAGES)
+    return max(few - CLUSTERS * centroid_seconds(dim), 0.0)
 
 
 @functools.cache
-def scan_seconds(kind: Kind, dim: int) -> tuple[float, float, float]:
-    """Seconds to train codes, to add a passage, and to look at one passage of a list."""
+def order_seconds(dim: int) -> float:
+    """Seconds for a query and a centroid, where the nearest lists are put in order."""
+    vectors = unit_vectors(2048, dim)
+    return _seconds(lambda: nearest_centroids(vectors, vectors, 64)) / len(vectors) ** 2
+
+
+@functools.cache
+def again_seconds(dim: int) -> float:
+    """Seconds to score a candidate of a list again."""
+    passages, queries = unit_vectors(SCORED, dim).astype(np.float16), unit_vectors(1024, dim, 1)
+    ids = np.random.default_rng(0).integers(len(passages), size=(len(queries), 8 * AT))
+
+    def parts(rows: Ids) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float16]]]:
+        for shard in range(SCORED // SHARD_ROWS):
+            positions = np.flatnonzero(rows // SHARD_ROWS == shard)
+            yield positions, passages[rows[positions]]
+
+    return _seconds(lambda: rescored(parts, queries, ids, AT)) / ids.size
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Seconds that searching lists of a kind takes.
+
+    Attributes:
+        decoding: a passage, once for all queries that are searched together.
+        visiting: a query and a list.
+        looking: a query and a passage of that list.
+    """
+
+    decoding: float
+    visiting: float
+    looking: float
+
+
+@functools.cache
+def scan_seconds(kind: Kind, dim: int, count: int, together: bool) -> Scan:
+    """By long and short lists of random vectors.
+
+    Args:
+        count: candidates kept for a query.
+        together: whether queries are searched list by list, or one by one.
+    """
+    index, _, _ = _small_lists(kind, dim)
+    runs, taken = [], []
+    for queries, visits, (first, lists, length) in (
+        (512, 8, (0, *LONG)), (2048, 8, (0, *LONG)), (2048, 32, (LONG[0], *SHORT)),
+    ):  # fmt: skip
+        asked = queries if together else queries // 16
+        rng = np.random.default_rng(0)
+        visited = first + rng.permuted(np.tile(np.arange(lists), (asked, 1)), axis=1)[:, :visits]
+        coarse = None if together else np.zeros(visited.shape, np.float32)
+        run = functools.partial(search_lists, index, unit_vectors(asked, dim, 1), count, visited, coarse)
+        taken.append(_seconds(run))
+        runs.append((lists * length if together else 0, asked * visits, asked * visits * length))
+    return Scan(*shares(np.array(runs, dtype=np.float64), np.array(taken)))
+
+
+def shares(runs: npt.NDArray[np.float64], taken: npt.NDArray[np.float64]) -> list[float]:
+    """What each thing takes, none less than nothing, by least squares of relative errors.
+
+    Args:
+        runs: float64 [runs, things], how many of each.
+        taken: seconds, float64 [runs].
+    """
+    kept = np.flatnonzero(runs.any(axis=0))
+    found = np.zeros(runs.shape[1])
+    while len(kept):
+        solved = np.linalg.lstsq(runs[:, kept] / taken[:, None], np.ones(len(taken)), rcond=None)[0]
+        if (solved >= 0).all():
+            found[kept] = solved
+            break
+        kept = kept[solved >= 0]
+    return [float(share) for share in found]
+
+
+def filling_seconds(kind: Kind, dim: int) -> tuple[float, float]:
+    """Seconds to train codes, and to add a passage to its list."""
+    _, training, adding = _small_lists(kind, dim)
+    return training, adding
+
+
+@functools.cache
+def _small_lists(kind: Kind, dim: int) -> tuple[Any, float, float]:
+    """An index with long and short lists, and the seconds to train its codes and to add a passage."""
     faiss = load_faiss()
-    vectors, queries = unit_vectors(SCANNED, dim), unit_vectors(64, dim, 1)  # more than caches hold
-    centroids = np.ascontiguousarray(vectors[:LISTS])
+    sizes = np.repeat([LONG[1], SHORT[1]], [LONG[0], SHORT[0]])
+    vectors = unit_vectors(int(sizes.sum()), dim)
     begun = time.perf_counter()
-    index = empty_index(faiss, kind, dim, centroids, vectors[:PASSAGES])
+    index = empty_index(faiss, kind, dim, np.ascontiguousarray(vectors[: len(sizes)]), vectors[:PASSAGES])
     training = time.perf_counter() - begun
-    lists = np.ascontiguousarray(nearest_centroids(vectors, centroids)[:, 0])
-    ids = np.arange(len(vectors))
     begun = time.perf_counter()
-    index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
-    adding = (time.perf_counter() - begun) / len(vectors)
-    every = nearest_centroids(queries, centroids, LISTS)
-    coarse = np.take_along_axis(queries @ centroids.T, every, axis=1)
-    index.nprobe = LISTS
-    looking = _seconds(lambda: index.search_preassigned(queries, AT, every, coarse)) / (len(queries) * len(vectors))
-    return training, adding, looking
+    add_to_lists(faiss, index, vectors, np.repeat(np.arange(len(sizes)), sizes))
+    return index, training, (time.perf_counter() - begun) / len(vectors)
 
 
 def graph_seconds(kind: Kind, dim: int, passages: int) -> float:
@@ -142,55 +211,3 @@ def _write_seconds(folder: Path, size: int = 32 << 20) -> float:
         sha256_of_file(Path(file.name))
         return (time.perf_counter() - begun) / size
     return UNTRIED
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How many lists of a mean length a query visits for its recall, in a sample, and how that grows with it."""
-
-    length: int
-    visited: float
-    sample: int
-    growth: float
-
-    def at(self, passages: int) -> float:
-        return float(self.visited * (passages / self.sample) ** self.growth)
-
-
-def pilot(embeddings: Embeddings, target: float, examples: Vectors | None = None, seed: int = 0) -> list[Reach]:
-    """For each length of list, how many must be visited; from two samples, a quarter and the whole of `PILOT`.
-
-    Args:
-        examples: float32 [n, dim], a task's, who are asked for as well as passages.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(embeddings.shards)
-    enough = int(np.searchsorted(np.cumsum(np.diff(embeddings.offsets)[order]), PILOT + PILOT_PROBES)) + 1
-    shards = np.sort(order[: max(PILOT_SHARDS, enough)])
-    rows = np.concatenate([np.arange(embeddings.offsets[s], embeddings.offsets[s + 1]) for s in shards])
-    rows = rng.permutation(rows)[: min(PILOT + PILOT_PROBES, len(rows))]
-    vectors = embeddings.take(rows)
-    groups, sample = [vectors[:PILOT_PROBES]], vectors[PILOT_PROBES:]
-    if examples is not None:
-        groups.append(np.ascontiguousarray(examples[rng.permutation(len(examples))[:PILOT_PROBES]]))
-    found: dict[tuple[int, int], float] = {}
-    for size in (len(sample) // 4, len(sample)):
-        pool = sample[:size]
-        if size < FEW_LISTS * min(LENGTHS):
-            continue
-        asked = []
-        for queries in groups:
-            _, ids = exact_search([pool.astype(np.float16)], queries, AT)
-            asked.append(Probes(queries, np.full(len(queries), -1), ids))
-        for length in LENGTHS:
-            if size // length >= FEW_LISTS:
-                centroids = spherical_kmeans(pool, size // length, seed, iterations=5)
-                ranks = [list_ranks(probes, pool[probes.exact], centroids) for probes in asked]
-                found[size, length] = float(max(lists_for(rank, target)[0] for rank in ranks))
-    reaches = []
-    for length in LENGTHS:
-        few, many = (found.get((size, length)) for size in (len(sample) // 4, len(sample)))
-        if many is not None:
-            growth = 0.5 if few is None else float(np.clip(np.log(many / few) / np.log(4), 0.0, 0.8))
-            reaches.append(Reach(length, many, len(sample), growth))
-    return reaches

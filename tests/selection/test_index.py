@@ -16,10 +16,10 @@ from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
 from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
+from selection.index.pilot import Pilot, drawn
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
-from selection.index.trial import pilot
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
@@ -414,7 +414,7 @@ def test_many_small_shards_are_planned_for(passages: pa.Table, tiny_encoder: Pat
     build(tmp_path / "store", [CorpusSpec("p", str(tmp_path / "parts"))], encoder=str(tiny_encoder))
     embeddings = Embeddings(Store(tmp_path / "store"), "tiny-encoder")
     assert len(embeddings) == 180
-    assert pilot(embeddings, 0.95) == []
+    assert Pilot(drawn(embeddings)).reaches(0.95) == []
 
 
 def test_a_large_batch_is_told_where_the_promise_is_not_kept(

@@ -1,0 +1,44 @@
+"""What a plan reckons with: shares of a trial's seconds, and what codes ask for in a sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from selection.index.kinds import BY_NAME
+from selection.index.pilot import Pilot, found_at
+from selection.index.trial import shares, unit_vectors
+
+
+def test_shares_of_a_trial_are_those_that_made_it() -> None:
+    runs = np.array([[32_768, 4096, 4_194_304], [32_768, 16_384, 16_777_216], [32_768, 65_536, 8_388_608]], np.float64)
+    true = np.array([4e-6, 7e-7, 5e-9])
+    assert shares(runs, runs @ true) == pytest.approx(true)
+    assert shares(runs * [0, 1, 1], (runs * [0, 1, 1]) @ true) == pytest.approx([0, *true[1:]])
+
+
+def test_no_share_is_less_than_nothing() -> None:
+    runs = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])
+    found = shares(runs, np.array([4.0, 3.0, 1.0]))  # the more of the second, the less it takes: noise
+    assert min(found) == 0
+    assert max(found) > 0
+
+
+def test_places_among_candidates_are_those_of_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    found = np.stack([rng.permutation(50)[:20] for _ in range(30)])
+    found[3, 5:] = -1
+    exact = np.stack([rng.permutation(50)[:10] for _ in range(30)])
+    for ids, wanted, places in zip(found.tolist(), exact.tolist(), found_at(found, exact), strict=True):
+        assert [ids.index(one) + 1 if one in ids else 21 for one in wanted] == places.tolist()
+
+
+@pytest.mark.parametrize("kind", ["ivf-sq8", "ivf-rabitq", "ivf-pq"])
+def test_coarser_codes_and_larger_corpora_ask_for_more_candidates(kind: str) -> None:
+    vectors = unit_vectors(2560, 32) + np.repeat(unit_vectors(40, 32, 1), 64, axis=0)  # topics
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pilot = Pilot(np.random.default_rng(0).permutation(vectors))
+    some, many = (pilot.rerank(BY_NAME[kind], 0.97, passages) for passages in (2500, 25_000_000))
+    assert some <= many
+    assert pilot.rerank(BY_NAME["ivf-sq8"], 0.97, 2500) <= some
+    assert pilot.rerank(BY_NAME[kind], 0.5, 2500) <= some
