@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         logging.getLogger("httpx").setLevel(logging.ERROR)
+    # cuBLAS reads it when CUDA starts; without it the same training gives other bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         return int(args.run(args))
     except NearkinError as error:
@@ -92,16 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on where it was")
+        return _fail("stopped; build, index, adapt, finetune, run and bench go on where they were when given again")
     except OSError as error:
         if debug:
             raise
         return _fail(str(explain_os_error(error, f"using {error.filename}" if error.filename else "working")))
     except MemoryError:
-        return _fail("out of memory: use a machine with more, or a smaller corpus")
+        return _fail("out of memory: give a smaller --micro-batch (adapt) or --max-tokens, or a smaller corpus")
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this file does not import
+            return _fail("the GPU is out of memory: give a smaller --micro-batch (adapt) or a smaller --max-tokens")
         reason = " ".join(str(error).split())[:300]
         return _fail(f"internal error ({type(error).__name__}: {reason}); run it with --debug for the traceback")
 

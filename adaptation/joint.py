@@ -77,12 +77,12 @@ class JointTrainer(MaskedLMTrainer):
         others: arguments of `MaskedLMTrainer`.
 
     Raises:
-        NearkinError: several processes or devices train together.
+        NearkinError: several processes train together.
     """
 
     def __init__(self, *, task: JointTask, pad: int, **others: Any) -> None:
         super().__init__(**others)
-        if self.args.world_size > 1 or self.args.n_gpu > 1:
+        if self.args.world_size > 1:
             raise NearkinError("masked-LM and task loss together train on one device: start one process")
         self._task, self._pad, self._at = task, pad, (-1, 0)
 
@@ -94,8 +94,9 @@ class JointTrainer(MaskedLMTrainer):
         batch = collate(self._task.pieces.__getitems__(rows), self._pad)
         labelled = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
         labels = labelled.pop("labels")
-        vectors = model.base_model(**labelled).last_hidden_state[:, 0]
-        total = cross_entropy(getattr(model, HEAD)(vectors).float(), labels, reduction="sum")
+        with self.accelerator.autocast():  # which Trainer puts around the whole model's forward alone
+            scores = getattr(model, HEAD)(model.base_model(**labelled).last_hidden_state[:, 0])
+        total = cross_entropy(scores.float(), labels, reduction="sum")
         return loss + self._task.weight * total / self._task.batch
 
     def _draw(self) -> list[int]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from selection.devices import suit_cuda
 from selection.errors import ModelError, NearkinError
 from selection.models import resolve_model
 
@@ -154,6 +155,7 @@ def load_config(folder: Path) -> Any:
 def _load(kind: Any, folder: Path, config: Any, **options: Any) -> tuple[Any, set[str]]:
     import torch
 
+    suit_cuda()
     try:
         model, info = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, **SAFE, **options

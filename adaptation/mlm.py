@@ -304,7 +304,7 @@ class _Run:
         return min(self.settings.head_warmup_steps, self.steps) if self.new_head else 0
 
     def train(self, overwrite: bool, started: float) -> AdaptResult:
-        from adaptation.training import Checkpoints, last_checkpoint, seconds_at
+        from adaptation.training import Checkpoints, last_checkpoint, plain_forward, seconds_at
 
         checkpoint = last_checkpoint(self.work)
         started -= seconds_at(checkpoint)  # as if the calls before had been one with this
@@ -317,6 +317,7 @@ class _Run:
         began, before = time.monotonic(), _tokens_at(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         taken = time.monotonic() - began
+        plain_forward(self.model)
         losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
         state = trainer.state
         result = AdaptResult(
@@ -331,11 +332,12 @@ class _Run:
 
     def _before(self) -> None:
         from adaptation.head import bias_to_frequency, token_counts
+        from adaptation.training import plain_forward
 
         if self.new_head:
             bias_to_frequency(self.model, token_counts(self.data, self.masker.vocabulary), self.masker.special)
-        began = time.monotonic()
         self.model.to(self.processes.device)
+        began = time.monotonic()
         self.progress["before"], self.progress["after_head_warmup"] = self._measure(), None
         # A training step costs about three forward passes over the same tokens.
         speed = self.held_out_lengths.sum() / (time.monotonic() - began)
@@ -347,6 +349,7 @@ class _Run:
             for parameter in encoder:
                 parameter.requires_grad_(False)
             self._trainer(steps, self.settings.head_learning_rate, warmup=True).train()
+            plain_forward(self.model)
             for parameter in encoder:
                 parameter.requires_grad_(True)
             self.progress["after_head_warmup"] = self._measure()

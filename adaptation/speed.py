@@ -117,10 +117,10 @@ def _speed(
     suit_cpu(network)
 
     def timed(work: Callable[[], Any]) -> float:
+        _wait()
         began = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _wait()
         return time.perf_counter() - began
 
     for _ in range(2):  # the first step of all sets things up
@@ -136,6 +136,16 @@ def _speed(
         if took >= 3 * ENOUGH or count >= most:
             return Speed(took / tokens, stepped)
         count = min(2 * count, most)
+
+
+def _wait() -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def _backward(loss_of: Callable[[list[int]], torch.Tensor], rows: list[int]) -> None:

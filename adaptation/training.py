@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         seed: seeds dropout.
         others: further arguments of TrainingArguments.
     """
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(work),
         warmup_steps=int(np.ceil(WARMUP_SHARE * steps)),
         lr_scheduler_type="linear",
@@ -73,6 +73,13 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         **ADAM,
         **others,
     )
+    return one_device(found)
+
+
+def one_device(arguments: Any) -> Any:
+    """Arguments for one device a process: Trainer would else divide batches among all GPUs, and losses with them."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def processes() -> Any:
@@ -242,7 +249,7 @@ def mean_over_step(summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor])
 
     def mean(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
-        return summed(outputs.logits, labels) / max(int(count), 1)
+        return summed(outputs.logits, labels) / torch.as_tensor(count).clamp(min=1)  # read by no CPU, which would wait
 
     return mean
 
@@ -255,8 +262,7 @@ class MaskedLMTrainer(SteadyTrainer):
         self._rows = rows
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        # DataParallel hands each replica a part of the batch, so positions of the whole batch would not fit.
-        with self._rows.of(inputs["labels"]) if self.args.n_gpu <= 1 else nullcontext():
+        with self._rows.of(inputs["labels"]):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -288,7 +294,7 @@ def held_out_loss(
             inputs = {k: v.to(device) for k, v in masker(pieces.__getitems__(order[at : at + batch])).items()}
             labels = inputs.pop("labels")
             with rows.of(labels):
-                total += masked_loss(model(**inputs).logits, labels).double().item()
+                total += masked_loss(model(**inputs).logits, labels).item()
             count += int((labels != IGNORED).sum())
     model.train(was_training)
     if not np.isfinite(total):
@@ -298,15 +304,30 @@ def held_out_loss(
     return total / count
 
 
+def plain_forward(model: Any) -> None:
+    """Takes off what Trainer put around a model's forward, so that it computes in the format of its weights again.
+
+    accelerate leaves autocast on the model after training; a trainer that comes later puts it on anew.
+    """
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(name, None)
+
+
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Within, CUDA uses algorithms that give the same bits each time, where it has them; a CPU does so by itself."""
+    """Within, CUDA uses algorithms that give the same bits each time, where it has them; a CPU does so by itself.
+
+    The backward pass of attention has none that is fast, so there the last bits of a CUDA run may differ.
+    """
     if not torch.cuda.is_available():
         yield
         return
+    settings: Any = torch.utils.deterministic
     was = torch.are_deterministic_algorithms_enabled()
+    filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False  # a kernel a tensor
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was)
+        settings.fill_uninitialized_memory = filled

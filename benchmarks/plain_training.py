@@ -124,9 +124,9 @@ def _arguments(scratch: str, steps: int, seed: int, learning_rate: float, batch:
     import torch
     from transformers import TrainingArguments
 
-    from adaptation.training import ADAM, WARMUP_SHARE
+    from adaptation.training import ADAM, WARMUP_SHARE, one_device
 
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=scratch,
         learning_rate=learning_rate,
         per_device_train_batch_size=batch,
@@ -140,3 +140,4 @@ def _arguments(scratch: str, steps: int, seed: int, learning_rate: float, batch:
         **ADAM,
         **others,
     )
+    return one_device(arguments)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from benchmarks.commands import PATHS
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder
+from selection.devices import suit_cuda
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load_encoder
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
@@ -91,7 +92,7 @@ def throughput(
     with tempfile.TemporaryDirectory() as scratch:
         bench = _Bench(Path(scratch), str(corpus), text_column, passages, encoder, device)
         found = {PLAIN: bench.plain()}
-        if bench.device == "cuda":
+        if bench.device.startswith("cuda"):
             found[HALF] = bench.plain(half=True)
         for name in paths:
             try:
@@ -166,9 +167,10 @@ class _Bench:
         from sentence_transformers import SentenceTransformer
 
         quiet_libraries()
+        suit_cuda()  # for the peers too
         self.scratch, self.encoder = scratch, encoder
         self.model = SentenceTransformer(str(resolve_model(encoder)), device=device)
-        self.device: str = self.model.device.type
+        self.device = str(self.model.device)
         texts, self.others = _split(scratch, corpus, column, passages)
         self.texts: pa.Array = texts
         self.strings: list[str] = texts.to_pylist()
@@ -227,7 +229,7 @@ class _Bench:
 
     def model2vec(self, name: str) -> _Path:
         """Its own distillation from the same model."""
-        model = _model2vec(name, self.encoder, self.model.device.type)
+        model = _model2vec(name, self.encoder, self.device)
         strings = self.many.to_pylist()
         return _Path(
             lambda: model.encode(strings, max_length=254),

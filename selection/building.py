@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import Choice, Wanted, check_devices, check_wanted, choose_encoder, drop_untaken
+from selection.choosing import Choice, Wanted, check_wanted, choose_encoder, drop_untaken
+from selection.devices import check_devices
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from selection.devices import best_device, check_devices, devices_of, first_device
 from selection.encoders import (
     STATIC,
     Encoder,
     EncoderSpec,
-    best_device,
     int8,
     load_encoder,
     openvino_engine,
@@ -30,7 +30,7 @@ from selection.encoders import (
 )
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
-from selection.errors import ModelError, NearkinError
+from selection.errors import ModelError
 from selection.files import atomic_folder, human_seconds, release_memory
 from selection.models import DEFAULT_ENCODER
 from selection.querying import check_slug, open_encoder
@@ -44,6 +44,8 @@ Report = Callable[[str], None]
 TRIAL_FROM = 2000
 TRIAL_SECONDS = 2.0
 TRIAL_PASSAGES = 1024
+TRIAL_FIRST = 32
+GPU_TRIAL_PASSAGES, GPU_TRIAL_FIRST = 16_384, 2048  # fewer leave a GPU waiting for its next batch
 INT8_PASSAGES = 2048
 STATIC_PASSAGES = 8192
 SAMPLED_SHARDS = 16
@@ -146,26 +148,6 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
     return _Chooser(store, Wanted(device=device), report)._fastest(spec).encoder
 
 
-def check_devices(device: str | None) -> None:
-    """Raises NearkinError where a device is named that this machine does not have."""
-    if device in (None, "auto"):
-        return
-    import torch
-
-    for name in str(device).split(","):
-        kind, _, number = name.partition(":")
-        at = int(number) if number.isdecimal() else 0 if not number else -1
-        gpus = torch.cuda.device_count()
-        there = {"cpu": not number, "mps": torch.backends.mps.is_available(), "cuda": 0 <= at < gpus}
-        if not there.get(kind, False):
-            raise NearkinError(f"this machine has no device {name}: `nearkin doctor` lists what it has")
-
-
-def first_device(device: str | None) -> str | None:
-    """The first of the devices named with commas; None, torch's own choice, for ``auto``."""
-    return None if device in (None, "auto") else str(device).split(",")[0]
-
-
 def _spec_of(entry: EncoderEntry) -> EncoderSpec:
     return EncoderSpec(entry.model, entry.precision, entry.max_tokens)
 
@@ -208,8 +190,10 @@ class _Chooser:
         passages = self._passages(encoder)
         if passages < TRIAL_FROM:
             return Choice(encoder)
-        tokens, speed = measure(encoder, self._sample(TRIAL_PASSAGES))
-        return Choice(encoder, tokens, passages * tokens / speed)
+        texts, first = (TRIAL_PASSAGES, TRIAL_FIRST) if self.on_cpu else (GPU_TRIAL_PASSAGES, GPU_TRIAL_FIRST)
+        tokens, speed = measure(encoder, self._sample(texts), first)
+        together = max(len(devices_of(self.wanted.device)), 1)
+        return Choice(encoder, tokens, passages * tokens / speed / together)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
@@ -377,14 +361,18 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
     return corpus.take(ids, ["text"])["text"]
 
 
-def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
-    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds."""
+def measure(encoder: Encoder, texts: pa.ChunkedArray, first: int = TRIAL_FIRST) -> tuple[float, float]:
+    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds.
+
+    Args:
+        first: texts of the first run; each takes twice as many as the one before.
+    """
     encoder.prepare(texts)  # fills the tokenizer's memory of words, as a long run would
     begun = time.perf_counter()
     prepared = encoder.prepare(texts)
     preparing = time.perf_counter() - begun
     lengths = prepared.lengths if isinstance(prepared, Ragged) else count_tokens(texts, encoder.model) + 2
-    start, size, spent, most, speed = 0, 32, 0.0, 0, 1.0
+    start, size, spent, most, speed = 0, first, 0.0, 0, 1.0
     encoder.run(_part(prepared, 0, 16))
     while spent < TRIAL_SECONDS and start < len(texts):
         stop = min(start + size, len(texts))

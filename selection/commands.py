@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -90,7 +91,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--precision",
         choices=(*PRECISIONS, "auto"),
-        help="exact: float32 (default); bf16: faster on GPUs and CPUs with AMX; int8: fastest on CPUs, calibrated on "
+        help="exact: float32 (default); bf16: faster on GPUs and on some CPUs; int8: fastest on CPUs, calibrated on "
         "the corpus, needs nearkin[openvino]; auto: the fastest of them that keeps --min-recall",
     )
     parser.add_argument(
@@ -313,10 +314,11 @@ def share(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes, as 500MB, 2GB, 1.5TB or a plain number, for argparse."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    unit = next((u for u in units if text.upper().endswith(u)), "")
-    value = float(text[: len(text) - len(unit)]) * units.get(unit, 1)
+    """Bytes, as 500MB, 2G, 1.5TB or a plain number, for argparse."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no size: write it as 500MB or 2GB")
+    value = float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[found[2]]
     if not value >= 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least one byte")
     return int(value)

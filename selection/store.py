@@ -9,6 +9,7 @@
     STORE/embeddings/<encoder>/part-00000.arrow
     STORE/cascade/<encoder>/part-00000.arrow  only where a cascade had passages encoded in full; may be deleted
     STORE/tasks/<encoder>/                   vectors of tasks' texts, so that each is encoded once; may be deleted
+    STORE/ngrams/<buckets>/                  the corpus's hashed n-grams; may be deleted
     STORE/index/<encoder>-<kind>/faiss.index + manifest.json
                                              faiss-00001.index and so on where the corpus takes more than one block
 
@@ -221,7 +222,8 @@ class Store:
         """Raises StoreError where a file that passages are read from is missing or has changed."""
         for corpus in self.manifest.corpora:
             for file in corpus.in_use:
-                self.check(file, f"run `nearkin build {self.path}` to read it again")
+                again = f"run `nearkin build {self.path}` to read it again"
+                self.check(file, f"{again}; if it has moved, with --corpus {corpus.name}=PATH and its options")
 
     @property
     def corpus(self) -> Corpus:

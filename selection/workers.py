@@ -1,4 +1,4 @@
-"""Several devices: a process each, shards handed out one at a time.
+"""Several devices: a process each, shards handed out a few at a time.
 
 Each process loads the encoder on its own device, encodes the shards it is given and writes their files; the parent
 alone writes the manifest. Processes are spawned, since a forked one cannot use CUDA. A worker that dies or falls silent
@@ -17,25 +17,16 @@ from typing import Any
 from tqdm import tqdm
 
 from selection.choosing import stored_encoder
+from selection.devices import devices_of
 from selection.embedding import Finished, Work, embed_here
 from selection.encoders import Encoder
 from selection.errors import NearkinError, StoreError
 from selection.store import FileEntry, Store
 
 SILENCE_SECONDS = 1800.0
+JOBS_AT_ONCE = 8  # so that reading, encoding and writing overlap within a process
 
 _mine: dict[str, Any] = {}
-
-
-def devices_of(device: str | None) -> list[str]:
-    """The devices that take a process each: those named with commas; for ``cuda`` and ``auto`` every GPU of several."""
-    import torch
-
-    if device in (None, "auto", "cuda"):
-        gpus = torch.cuda.device_count()
-        return [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else []
-    named = str(device).split(",")
-    return named if len(named) > 1 else []
 
 
 def work_of(device: str | None) -> Work | None:
@@ -69,17 +60,19 @@ def embed_elsewhere(
     pool = ProcessPoolExecutor(len(devices), context, _open, (names, store.path, encoder.slug))
     again = f"run `nearkin build {store.path}` to go on from what is finished"
     try:
-        open_jobs = {pool.submit(_embed_one, encoder.fingerprint, job) for job in jobs}
+        size = max(1, min(JOBS_AT_ONCE, len(jobs) // (4 * len(devices))))  # small enough to end together
+        parts = (jobs[start : start + size] for start in range(0, len(jobs), size))
+        open_jobs = {pool.submit(_embed_some, encoder.fingerprint, part) for part in parts}
         while open_jobs:
             done, open_jobs = wait(open_jobs, SILENCE_SECONDS, FIRST_COMPLETED)
             if not done:
                 silent = f"no process on {', '.join(devices)} finished a shard in {SILENCE_SECONDS / 60:.0f} minutes"
                 raise NearkinError(f"{silent}: {again}")
             for future in done:
-                text, file, checked = future.result()
-                store.adopt(file, checked)
-                bar.update(file.rows)
-                finished(text, file)
+                for text, file, checked in future.result():
+                    store.adopt(file, checked)
+                    bar.update(file.rows)
+                    finished(text, file)
     except BrokenProcessPool:
         raise NearkinError(
             f"a process on one of {', '.join(devices)} died, perhaps for want of memory: {again}"
@@ -101,11 +94,10 @@ def _open(names: Any, path: Path, slug: str) -> None:
     _mine.update(store=store, encoder=stored_encoder(store, slug, device))
 
 
-def _embed_one(fingerprint: str, job: tuple[int, int]) -> tuple[str, FileEntry, list[Any]]:
+def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> list[tuple[str, FileEntry, list[Any]]]:
     store, encoder = _mine["store"], _mine["encoder"]
     if encoder.fingerprint != fingerprint:
         raise StoreError(f"{encoder.model} changed while its embeddings were made: run the same build again")
     made: list[tuple[str, FileEntry]] = []
-    embed_here(store, encoder, [job], tqdm(disable=True), lambda text, file: made.append((text, file)))
-    [(text, file)] = made
-    return text, file, store.checked_as(file)
+    embed_here(store, encoder, jobs, tqdm(disable=True), lambda text, file: made.append((text, file)))
+    return [(text, file, store.checked_as(file)) for text, file in made]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -14,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from huggingface_hub import constants
 
+from selection import doctor
+from selection.commands import size
 from selection.errors import StoreError
 from tests.conftest import Cli
 
@@ -69,10 +73,27 @@ def test_build_query_select_verify(
     assert "nearkin build" in out
 
 
-def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "there"), [("500MB", 500_000_000), ("2G", 2_000_000_000), ("1.5tb", 1_500_000_000_000), ("10", 10)]
+)
+def test_sizes(text: str, there: int) -> None:
+    assert size(text) == there
+
+
+@pytest.mark.parametrize("text", ["4 gigabytes", "GB", "-1", "0", "nan"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"write it as 500MB or 2GB|at least one byte"):
+        size(text)
+
+
+def test_doctor_and_help(cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = cli("doctor")
     assert code == 0
     assert "faiss" in out
+    monkeypatch.setattr(doctor, "DEFAULT_ENCODER", "no-such-encoder")
+    code, out, _ = cli("doctor")
+    assert "no-such-encoder is not here yet: the first build fetches it" in out
+    assert code == int(constants.HF_HUB_OFFLINE)
     for command in ("build", "index", "query", "select", "verify", "adapt", "finetune", "demo", "bench"):
         with pytest.raises(SystemExit) as stop:
             cli(command, "--help")

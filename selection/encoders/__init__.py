@@ -127,15 +127,6 @@ def _one_name(model: str) -> str:
     return STATIC + name if model.startswith(STATIC) else name
 
 
-def best_device() -> str:
-    """The device that is used where none is named."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def load_encoder(
     model: str,
     precision: str = "exact",
@@ -155,6 +146,7 @@ def load_encoder(
     Raises:
         ModelError: no such model here or on the hub, unsafe weights, unknown precision, a library that is missing.
     """
+    from selection.devices import best_device
     from selection.encoders import openvino_engine
     from selection.encoders.transformer import TransformerEncoder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +19,11 @@ if TYPE_CHECKING:
 
 BUDGET = {"cpu": 4096, "cuda": 131_072}
 OTHER_BUDGET = 16_384
+LEAST_BUDGET = 2048
 
 
 class TorchEngine:
-    """See `selection.encoders.engine.Engine`.
+    """See `selection.encoders.engine.Engine`; where a batch does not fit the device's memory, it halves its batches.
 
     Args:
         model: loaded in the precision and on the device that it is to run in.
@@ -31,28 +34,44 @@ class TorchEngine:
 
     def __init__(self, model: SentenceTransformer, pad: int) -> None:
         self._model, self._pad, self._device = model.eval(), pad, model.device
+        self._budget = BUDGET.get(self._device.type, OTHER_BUDGET)
         self.dim = int(model.get_embedding_dimension())
 
     def run(self, inputs: Ragged, tick: Tick) -> npt.NDArray[np.float32]:
         import torch
 
-        out = np.empty((len(inputs), self.dim), dtype=np.float32)
-        waiting: list[tuple[npt.NDArray[np.int64], Any]] = []
-        try:
-            with torch.inference_mode():
-                for batch in batches(inputs, BUDGET.get(self._device.type, OTHER_BUDGET), self._pad):
-                    features = {"input_ids": self._on_device(batch.ids), "attention_mask": self._on_device(batch.mask)}
-                    vectors = self._model(features)["sentence_embedding"].float()
-                    waiting.append((batch.rows, vectors))
-                    # A GPU is given the next batch before the last one's vectors are waited for.
-                    _collect(out, waiting, tick, keep=0 if self._device.type == "cpu" else 2)
-            _collect(out, waiting, tick, keep=0)
-        except torch.OutOfMemoryError as error:
-            raise NearkinError(
-                f"{self._device} has too little memory for a batch of this encoder: cut its input with --max-tokens, "
-                "or use --device cpu"
-            ) from error
+        out, todo = np.empty((len(inputs), self.dim), dtype=np.float32), np.ones(len(inputs), dtype=np.bool_)
+
+        def collect(rows: npt.NDArray[np.int64], vectors: torch.Tensor) -> None:
+            out[rows], todo[rows] = vectors.cpu().numpy(), False
+            tick(rows)
+
+        while todo.any():
+            try:
+                self._run(inputs, np.flatnonzero(todo), collect)
+            except torch.OutOfMemoryError as error:
+                if self._budget <= LEAST_BUDGET:
+                    raise NearkinError(
+                        f"{self._device} has too little memory for a batch of this encoder: cut its input with "
+                        "--max-tokens, or use --device cpu"
+                    ) from error
+                self._budget //= 2
         return out
+
+    def _run(self, inputs: Ragged, rows: npt.NDArray[np.int64], collect: Callable[..., None]) -> None:
+        """Batch after batch of these rows; a GPU is given the next ones before the vectors of one are waited for."""
+        import torch
+
+        ahead = 0 if self._device.type == "cpu" else 2
+        waiting: deque[tuple[npt.NDArray[np.int64], torch.Tensor]] = deque()
+        with torch.inference_mode():
+            for batch in batches(inputs.take(rows), self._budget, self._pad):
+                features = {"input_ids": self._on_device(batch.ids), "attention_mask": self._on_device(batch.mask)}
+                waiting.append((rows[batch.rows], self._model(features)["sentence_embedding"].float()))
+                while len(waiting) > ahead:
+                    collect(*waiting.popleft())
+            while waiting:
+                collect(*waiting.popleft())
 
     def _on_device(self, values: npt.NDArray[np.int64]) -> Any:
         import torch
@@ -61,12 +80,3 @@ class TorchEngine:
         if self._device.type == "cuda":
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
-
-
-def _collect(
-    out: npt.NDArray[np.float32], waiting: list[tuple[npt.NDArray[np.int64], Any]], tick: Tick, keep: int
-) -> None:
-    while len(waiting) > keep:
-        rows, vectors = waiting.pop(0)
-        out[rows] = vectors.cpu().numpy()
-        tick(rows)

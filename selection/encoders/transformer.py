@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.devices import suit_cuda
 from selection.encoders import full_name, openvino_engine, slug_of
 from selection.encoders.engine import Engine, Tick, no_tick
 from selection.encoders.openvino_engine import OpenVinoEngine
@@ -141,6 +142,7 @@ def load_pipeline(
         ModelError: no such model here or on the hub, unsafe weights, not a sentence encoder.
     """
     quiet_libraries()
+    suit_cuda()
     import torch
     from sentence_transformers import SentenceTransformer
 

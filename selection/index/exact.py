@@ -22,14 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selection.devices import search_devices
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.index.ranking import MOST_PASSAGES, Ids, Ranking, Scores
 
 TILE_PASSAGES = 1024
+GPU_TILE_PASSAGES = 32_768  # a shard at once: a tile waits for the CPU several times
 TILE_QUERIES = 4096
 GROUP = 16
 PAIRS = 2048
+GPU_PAIRS = 65_536
 TRIAL_SIZE = 1024
 WORTH = 1.25
 SAMPLED = 16
@@ -172,15 +175,6 @@ def _half_is_exact() -> bool:
     return bool(error <= torch.finfo(torch.half).eps)
 
 
-def search_devices(device: str | None) -> list[str]:
-    """The devices that exact search runs on."""
-    import torch
-
-    if device in (None, "auto"):
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-    return str(device).split(",")
-
-
 class _Search:
     def __init__(self, queries: Vectors, k: int, device: str, number: str | None) -> None:
         import torch
@@ -194,7 +188,8 @@ class _Search:
         self.norms = self.queries.norm(dim=1)
         self.errors = (self.queries - self.rounded.float()).norm(dim=1)
         self.ranking = Ranking(len(queries), k)
-        size = TILE_PASSAGES * min(TILE_QUERIES, len(queries))
+        self._tile_passages = GPU_TILE_PASSAGES if self.device.type == "cuda" else TILE_PASSAGES
+        size = self._tile_passages * min(TILE_QUERIES, len(queries))
         self._tile_memory = torch.empty(size, dtype=self.kind, device=self.device)
 
     def seed(self, sample: npt.NDArray[np.float16]) -> None:
@@ -203,9 +198,9 @@ class _Search:
 
         for at in range(0, len(self.queries), TILE_QUERIES):
             part, best, margins = slice(at, at + TILE_QUERIES), [], []
-            for start in range(0, len(sample), TILE_PASSAGES):
+            for start in range(0, len(sample), self._tile_passages):
                 with torch.inference_mode():
-                    _, rounded, margin = self._rounded(sample[start : start + TILE_PASSAGES])
+                    _, rounded, margin = self._rounded(sample[start : start + self._tile_passages])
                     best.append(_group_best(self._products(rounded, part)))
                     margins.append(margin)
             if best:
@@ -223,8 +218,8 @@ class _Search:
             stored, rounded, margin = self._rounded(block)
             if not torch.isfinite(margin).all():
                 raise NearkinError(f"passages {first} to {first + len(block) - 1} have vectors that are not finite")
-            for start in range(0, len(block), TILE_PASSAGES):
-                tile = slice(start, start + TILE_PASSAGES)
+            for start in range(0, len(block), self._tile_passages):
+                tile = slice(start, start + self._tile_passages)
                 for at in range(0, len(self.queries), TILE_QUERIES):
                     self._tile(stored[tile], rounded[tile], first + start, slice(at, at + TILE_QUERIES), margin)
 
@@ -311,12 +306,12 @@ def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
     """
     import torch
 
-    count = len(passage)
+    count, size = len(passage), PAIRS if passages.device.type == "cpu" else GPU_PAIRS
     if passages.device.type != "cpu":  # whose order of addition may depend on how many there are
-        passage, query = (torch.nn.functional.pad(rows, (0, -count % PAIRS)) for rows in (passage, query))
+        passage, query = (torch.nn.functional.pad(rows, (0, -count % size)) for rows in (passage, query))
     scores = torch.empty(len(passage), dtype=torch.float32, device=passages.device)
-    for start in range(0, len(passage), PAIRS):
-        part = slice(start, start + PAIRS)
+    for start in range(0, len(passage), size):
+        part = slice(start, start + size)
         torch.sum(passages[passage[part]].float().mul_(queries[query[part]]), dim=1, out=scores[part])
     return scores[:count]
 

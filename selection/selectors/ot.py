@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from selection.devices import search_devices
 from selection.embedding import Embeddings
 from selection.encoders import STATIC
 from selection.errors import MissingPackageError, NearkinError, StoreError
-from selection.index.exact import search_devices
 from selection.selectors import Pool
 from selection.selectors.random import draw
 from selection.selectors.ranked import Ranked, Scored

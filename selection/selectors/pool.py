@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.cascade import cascade_neighbours
-from selection.choosing import check_devices, full_encoder, stored_encoder
+from selection.choosing import full_encoder, stored_encoder
 from selection.corpus import Corpus
+from selection.devices import check_devices
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
 from selection.errors import StoreError

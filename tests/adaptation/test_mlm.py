@@ -55,6 +55,15 @@ def test_held_out_loss_falls_and_the_model_loads_whole(tmp_path, tiny_model, tex
     assert record["steps"] == 60
 
 
+def test_held_out_loss_is_float32s_before_and_after_bfloat16(tmp_path, tiny_model, texts, sentences, jsonl) -> None:
+    kept = {"held_out": jsonl(tmp_path / "held-out.jsonl", sentences[120:150])}
+    short = replace(SMALL, max_steps=4, head_warmup_steps=2, bf16="on")
+    first = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=short, **kept)
+    assert first.new_head
+    again = adapt(str(tmp_path / "out"), [texts], tmp_path / "again", settings=short, **kept)
+    assert again.held_out_loss["before"] == pytest.approx(first.held_out_loss["after"], abs=1e-6)
+
+
 def test_tokens_seen_are_the_tokens_of_every_epoch(tmp_path, tiny_model, texts) -> None:
     adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, max_steps=None, epochs=3))
     record = json.loads((tmp_path / "out" / "adaptation.json").read_text())

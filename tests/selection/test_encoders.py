@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -18,10 +19,12 @@ from tqdm import tqdm
 from selection import choosing, embedding, workers
 from selection.building import build
 from selection.choosing import Wanted, draw, stored_encoder
+from selection.devices import gpu_count
 from selection.embedding import Embeddings
 from selection.encoders import EncoderSpec, load_encoder, openvino_engine, transformer
 from selection.encoders.batches import batches, plan_batches
 from selection.encoders.recall import neighbour_recall
+from selection.encoders.torch_engine import TorchEngine
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import ModelError, NearkinError, StoreError
 from selection.ingest import CorpusSpec
@@ -46,17 +49,46 @@ def expected(texts: pa.Array, tiny_encoder: Path) -> npt.NDArray[np.float32]:
     return np.asarray(model.encode(texts.to_pylist(), normalize_embeddings=True), dtype=np.float32)
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+ON_CUDA = pytest.param("torch", "cuda", marks=pytest.mark.skipif(not gpu_count(), reason="no GPU"))
+
+
+@pytest.mark.parametrize(("engine", "device"), [("torch", "cpu"), ("openvino", "cpu"), ON_CUDA])
 def test_engines_give_the_models_own_vectors(
-    engine: str, texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path
+    engine: str, device: str, texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path
 ) -> None:
-    encoder = load_encoder(str(tiny_encoder), "exact", "cpu", engine=engine)
+    encoder = load_encoder(str(tiny_encoder), "exact", device, engine=engine)
     assert encoder.engine == engine
     done: list[int] = []
     vectors = encoder.run(encoder.prepare(texts), lambda rows: done.append(len(rows)))
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
     assert sum(done) == len(texts)
     assert encoder.encode(texts.slice(0, 0)).shape == (0, 32)
+
+
+def test_batches_are_halved_until_they_fit_the_memory(
+    texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path
+) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    engine, sizes = encoder._engine, []
+    assert isinstance(engine, TorchEngine)
+    model = engine._model
+
+    def small(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        sizes.append(features["input_ids"].numel())
+        if sizes[-1] > 1500 and len(sizes) > 2:
+            raise torch.OutOfMemoryError
+        return model(features)
+
+    engine._model = small  # type: ignore[assignment]
+    done: list[int] = []
+    engine._budget = 5000
+    vectors = encoder.run(encoder.prepare(texts), lambda rows: done.extend(rows.tolist()))
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    assert len(done) == len(texts)
+    assert max(sizes) > 1500
+    engine._model = lambda features: small(features | {"input_ids": torch.zeros(2000)})  # type: ignore[assignment]
+    with pytest.raises(NearkinError, match="cpu has too little memory"):
+        encoder.encode(texts)
 
 
 def test_fingerprint_is_the_same_whatever_the_engine(tiny_encoder: Path) -> None:
