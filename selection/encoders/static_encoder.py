@@ -22,7 +22,7 @@ from selection.models import model_fingerprint, resolve_model
 from selection.tokens import ArrayTokenizer, Ragged
 
 CHUNK = 2048
-HELD = 8  # one sampled passage in so many says what the fit is worth
+HELD, MOST_HELD = 8, 1024  # one sampled passage in so many says what the fit is worth, up to so many
 
 
 class StaticEncoder:
@@ -66,7 +66,7 @@ def fit(
     """(a static encoder fitted to `teacher` on texts of a corpus, what it is worth, for the manifest).
 
     Args:
-        texts: a sample in random order; one in `HELD` is held out and measured on.
+        texts: a sample in random order; one in `HELD`, at most `MOST_HELD`, are held out and measured on.
     """
     if teacher.engine == "sentence-transformers":
         raise ModelError(f"{teacher.model} has a pipeline of its own kind, which no static encoder can be fitted to")
@@ -78,7 +78,7 @@ def fit(
     def alone(ids: Ragged) -> npt.NDArray[np.float32]:
         return teacher.run(tokenizer.with_specials(ids, teacher.limit))
 
-    held = len(texts) // HELD
+    held = min(len(texts) // HELD, MOST_HELD)
     shown, hidden = np.arange(held, len(texts)), np.arange(held)
     limit = teacher.limit - tokenizer.special_tokens
     model = fit_static(
