@@ -1,7 +1,8 @@
 """Vectors of a task's texts, by the encoder that wrote a store's embeddings; encoded once a store, then kept there.
 
-They lie in ``STORE/tasks/<encoder>/``, filed by the fingerprint of the texts, each file with the fingerprint of its
-encoder and a hash of its vectors, and may be deleted at any time. A read-only store is encoded for anew.
+They lie in ``STORE/tasks/<encoder>/``, a file for every `PART` texts, filed by their fingerprint, each with the
+fingerprint of its encoder and a hash of its vectors: a run that was stopped goes on with the parts that are not there.
+They may be deleted at any time. A read-only store is encoded for anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from selection.task import Task
 
 log = logging.getLogger(__name__)
 
+PART = 8192
 TOLD_FROM = 512  # texts whose encoding takes seconds
 
 Vectors = npt.NDArray[np.float32]
@@ -48,25 +50,33 @@ def encode_texts(
         StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
     """
     entry = store.manifest.encoders[slug]
+    parts = [texts.slice(start, PART) for start in range(0, len(texts), PART)] or [texts]
+    paths = [_path(store, slug, part) for part in parts]
+    found = [_read(path, len(part), entry.dim, entry.fingerprint) for path, part in zip(paths, parts, strict=True)]
+    missing = [number for number, vectors in enumerate(found) if vectors is None]
+    if missing:
+        encoder = stored_encoder(store, slug, device)
+        if encoder.fingerprint != entry.fingerprint:
+            raise StoreError(
+                f"{store.path} was embedded by another version of {entry.model}: "
+                f"use that one, or run `nearkin build {store.path}` to embed it anew"
+            )
+        count = sum(len(parts[number]) for number in missing)
+        if count >= TOLD_FROM:
+            report(f"encode  {count:,} texts of the task by {slug}, kept for the next time")
+        with tqdm(total=count, desc="encoding the task", unit=" texts", disable=None, leave=False) as bar:
+            for number in missing:
+                made = encoder.run(encoder.prepare(parts[number]), lambda done: bar.update(len(done)))
+                with contextlib.suppress(OSError, NearkinError):  # a read-only store is encoded for anew
+                    _write(paths[number], made, entry.fingerprint)
+                found[number] = made
+    return np.concatenate([vectors for vectors in found if vectors is not None])
+
+
+def _path(store: Store, slug: str, texts: pa.ChunkedArray) -> Path:
     digest = TextFingerprint()
     digest.update(texts)
-    path = store.path / "tasks" / slug / f"{digest.value()[:32]}.arrow"
-    kept = _read(path, len(texts), entry.dim, entry.fingerprint)
-    if kept is not None:
-        return kept
-    encoder = stored_encoder(store, slug, device)
-    if encoder.fingerprint != entry.fingerprint:
-        raise StoreError(
-            f"{store.path} was embedded by another version of {entry.model}: "
-            f"use that one, or run `nearkin build {store.path}` to embed it anew"
-        )
-    if len(texts) >= TOLD_FROM:
-        report(f"encode  {len(texts):,} texts of the task by {slug}, kept for the next time")
-    with tqdm(total=len(texts), desc="encoding the task", unit=" texts", disable=None, leave=False) as bar:
-        vectors = encoder.run(encoder.prepare(texts), lambda done: bar.update(len(done)))
-    with contextlib.suppress(OSError, NearkinError):  # a read-only store is encoded for anew
-        _write(path, vectors, entry.fingerprint)
-    return vectors
+    return store.path / "tasks" / slug / f"{digest.value()[:32]}.arrow"
 
 
 def _write(path: Path, vectors: Vectors, encoder: str) -> None:
