@@ -44,8 +44,7 @@ Report = Callable[[str], None]
 TRIAL_FROM = 2000
 TRIAL_SECONDS = 2.0
 TRIAL_PASSAGES = 1024
-TRIAL_FIRST = 32
-GPU_TRIAL_PASSAGES, GPU_TRIAL_FIRST = 16_384, 2048  # fewer leave a GPU waiting for its next batch
+GPU_TRIAL_PASSAGES = 16_384  # fewer leave a GPU waiting for its next batch
 INT8_PASSAGES = 2048
 STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
@@ -157,6 +156,7 @@ class _Chooser:
         self.store, self.wanted, self.report = store, wanted, report
         self.device = first_device(wanted.device)
         self.on_cpu = (self.device or best_device()) == "cpu"
+        self._gpus = sum(name != "cpu" for name in devices_of(wanted.device)) or 1
         self._drawn: dict[int, pa.ChunkedArray] = {}
 
     def choose(self) -> Choice:
@@ -190,10 +190,8 @@ class _Chooser:
         passages = self._passages(encoder)
         if passages < TRIAL_FROM:
             return Choice(encoder)
-        texts, first = (TRIAL_PASSAGES, TRIAL_FIRST) if self.on_cpu else (GPU_TRIAL_PASSAGES, GPU_TRIAL_FIRST)
-        tokens, speed = measure(encoder, self._sample(texts), first)
-        together = max(len(devices_of(self.wanted.device)), 1)
-        return Choice(encoder, tokens, passages * tokens / speed / together)
+        tokens, speed = measure(encoder, self._sample(TRIAL_PASSAGES if self.on_cpu else GPU_TRIAL_PASSAGES))
+        return Choice(encoder, tokens, passages * tokens / speed / self._gpus)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
@@ -259,13 +257,13 @@ class _Chooser:
         assert isinstance(teacher, TransformerEncoder)
         first = ""
         if choice.seconds is not None:
-            seconds = choice.seconds * min(1.0, len(sample) / len(self.store.corpus))
+            seconds = choice.seconds * self._gpus * min(1.0, len(sample) / len(self.store.corpus))  # one takes it
             first = f": {human_seconds(seconds)} to encode them, then the fit; done once"
         self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus{first}")
         model, worth = static_encoder.fit(teacher, sample, self.report)
         with self._kept(spec) as folder:
             model.save(folder)
-        return self._record(spec, {"engine": "numpy", **worth})
+        return self._record(spec, {"engine": "numpy", "teacher": teacher.precision, **worth})
 
     def _teacher(self, spec: EncoderSpec) -> Choice:
         """The model in float32 or, where that is faster, in bfloat16: a fit is blind to the difference."""
@@ -273,7 +271,7 @@ class _Chooser:
         if exact.seconds is None:
             return exact
         rounded = self._fastest(replace(spec, precision="bf16"))
-        return rounded if rounded.seconds is not None and rounded.seconds < exact.seconds else exact
+        return rounded if rounded.seconds is not None and rounded.seconds < 0.95 * exact.seconds else exact
 
     def _kept(self, spec: EncoderSpec) -> Any:
         return atomic_folder(self.store.path / "encoders" / spec.slug, overwrite=True)
@@ -369,18 +367,14 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
     return corpus.take(ids, ["text"])["text"]
 
 
-def measure(encoder: Encoder, texts: pa.ChunkedArray, first: int = TRIAL_FIRST) -> tuple[float, float]:
-    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds.
-
-    Args:
-        first: texts of the first run; each takes twice as many as the one before.
-    """
+def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
+    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds."""
     encoder.prepare(texts)  # fills the tokenizer's memory of words, as a long run would
     begun = time.perf_counter()
     prepared = encoder.prepare(texts)
     preparing = time.perf_counter() - begun
     lengths = prepared.lengths if isinstance(prepared, Ragged) else count_tokens(texts, encoder.model) + 2
-    start, size, spent, most, speed = 0, first, 0.0, 0, 1.0
+    start, size, spent, most, speed = 0, 32, 0.0, 0, 1.0
     encoder.run(_part(prepared, 0, 16))
     while spent < TRIAL_SECONDS and start < len(texts):
         stop = min(start + size, len(texts))

@@ -315,7 +315,7 @@ def share(text: str) -> float:
 
 def size(text: str) -> int:
     """Bytes, as 500MB, 2G, 1.5TB or a plain number, for argparse."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.upper())
+    found = re.fullmatch(r"([\d.]+(?:E\d+)?) ?([KMGT]?)B?", text.upper())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text} is no size: write it as 500MB or 2GB")
     value = float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[found[2]]

