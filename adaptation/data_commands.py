@@ -22,8 +22,8 @@ from adaptation.cards import (
     paper_rows,
     size_of,
 )
-from selection.columns import aligned
 from selection.task import SPLITS
+from selection.terminal import aligned
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

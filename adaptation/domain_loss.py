@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from selection.domains import domains_of, sampled
-from selection.errors import ModelError
 
 
 def domain_losses(
@@ -41,7 +40,7 @@ def domain_losses(
         ModelError: the model has no masked-LM head.
         InputError: a domain that cannot be read.
     """
-    from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder
+    from adaptation.loading import NoMaskedLMError, load_masked_lm, load_tokenizer, token_limit, transformer_folder
     from adaptation.masking import Epoch, Masker, Pieces
     from adaptation.texts import lengths_of, open_pieces, tokenise
     from adaptation.training import MaskedRows, held_out_loss, processes
@@ -50,7 +49,7 @@ def domain_losses(
     tokenizer = load_tokenizer(folder, masks=True)
     network, new_head = load_masked_lm(folder)
     if new_head:
-        raise ModelError(f"model {model} has no masked-LM head, so it has no loss: adapt it first")
+        raise NoMaskedLMError(f"model {model} has no masked-LM head, so it has no loss: adapt it first")
     network.to(processes().device)
     limit = token_limit(max_tokens, network.config, tokenizer)
     masker, rows, losses = Masker.of(tokenizer, 0.15, seed, Epoch()), MaskedRows(network), []

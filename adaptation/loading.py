@@ -24,6 +24,10 @@ OFFSET_POSITIONS = {
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
+class NoMaskedLMError(ModelError):
+    """A model that has no masked-LM head or form, or no mask token."""
+
+
 def transformer_folder(model: str) -> Path:
     """The folder of `model` that transformers can load; of a sentence-transformers model, its transformer module.
 
@@ -64,7 +68,7 @@ def load_tokenizer(folder: Path, *, masks: bool = False) -> Any:
             "do not belong together: copy the tokenizer files that came with the model"
         )
     if masks and tokenizer.mask_token_id is None:
-        raise ModelError(f"model {folder} has no mask token, so it cannot be trained as a masked language model")
+        raise NoMaskedLMError(f"model {folder} has no mask token, so it cannot be trained as a masked language model")
     return tokenizer
 
 
@@ -94,9 +98,11 @@ def load_masked_lm(folder: Path) -> tuple[Any, set[str]]:
     Raises:
         ModelError: no masked-LM form of this architecture, or a checkpoint without its encoder.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM
 
     config = load_config(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise NoMaskedLMError(f"model {folder} is of a kind without a masked-LM form ({config.model_type})")
     model, missing = _load(AutoModelForMaskedLM, folder, config)
     if not missing:
         return model, missing

@@ -19,10 +19,10 @@ from adaptation.planning import Arm, Plan, plan_recipe
 from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
-from selection.columns import aligned
 from selection.errors import NearkinError
 from selection.files import human_seconds, locked, sweep, write_json
 from selection.models import quiet_libraries
+from selection.terminal import aligned
 from selection.versions import versions
 
 logger = logging.getLogger(__name__)

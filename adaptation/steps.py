@@ -27,7 +27,6 @@ from adaptation import finetune as finetuning
 from adaptation import mlm
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
-from selection.errors import ModelError
 from selection.files import fingerprint, locked, write_json
 from selection.filling import Budget
 
@@ -212,6 +211,7 @@ class LossStep(Step):
 
     def run(self, cache: Path, say: Say = logger.info) -> None:
         from adaptation.domain_loss import domain_losses
+        from adaptation.loading import NoMaskedLMError
 
         loss: float | None
         try:
@@ -219,9 +219,7 @@ class LossStep(Step):
                 self.before.location(cache), [("dev", str(self.task / "dev.jsonl"))], documents=LOSS_DOCUMENTS,
                 max_tokens=self.max_tokens, seed=self.seed, say=say,
             )  # fmt: skip
-        except ModelError as error:
-            if isinstance(error.__cause__, OSError | RuntimeError):  # of this machine, not of the model
-                raise
+        except NoMaskedLMError as error:
             say(str(error))
             loss = None
         write_json(self.folder(cache) / self.result, {"loss": loss, "documents": LOSS_DOCUMENTS})

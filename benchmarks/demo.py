@@ -22,6 +22,7 @@ from selection.files import human_seconds, write_json
 from selection.ingest import CorpusSpec
 from selection.models import DEFAULT_ENCODER
 from selection.querying import query
+from selection.terminal import plain
 
 PASSAGES = 2000
 TOKENS = 30_000
@@ -90,8 +91,8 @@ def _show_neighbours(store: Path, task: Path, say: Callable[[str], None]) -> Non
     for rows in answer.rows():
         for row in rows.to_pylist():
             if row["rank"] == 1:
-                say(f"   [{row['query_id']}] {answer.task.train_texts[row['query_id']].as_py()[:100]}…")
-            say(f"       {row['score']:.3f}  {row['id'][:40]:<40}  {row['text'][:60]}…")
+                say(f"   [{row['query_id']}] {plain(answer.task.train_texts[row['query_id']].as_py(), 100)}")
+            say(f"       {row['score']:.3f}  {plain(row['id'], 40):<40}  {plain(row['text'], 60)}")
 
 
 def _run_arm(

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selection.columns import aligned
 from selection.errors import InputError
 from selection.files import atomic_write
+from selection.terminal import aligned
 from selection.versions import versions
 
 Row = dict[str, Any]

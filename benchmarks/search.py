@@ -100,6 +100,8 @@ def search(
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     row = pool.submit(_alone, *arguments).result()
             except Exception as error:
+                if peer is None:
+                    raise
                 say(f"left out: {name} over {size:,}: {error}")
                 continue
             say(f"{size:,}: {name} {row['build_s']:.2f} s + {row['search_s']:.2f} s, recall {row['recall_k']:.3f}")

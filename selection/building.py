@@ -163,9 +163,10 @@ def build(
     existed = Path(store).exists()
     opened = Store(store, create=True)
     seconds = {}
-    finished = False
+    mine = finished = False
     try:
         with opened.lock():
+            mine = not existed  # and not of another build that began a moment before
             _check_named(opened, corpora)
             wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds)
             check_wanted(opened, wanted)
@@ -199,7 +200,7 @@ def build(
                 seconds[stage] = time.perf_counter() - start
         return BuildResult(plan, True, seconds, peak_memory())
     finally:
-        if not finished and not existed:
+        if not finished and mine:
             _forget(Path(store))
 
 
@@ -213,12 +214,14 @@ def collect(
     """
     existed = Path(store).exists()
     opened = Store(store, create=True)
+    mine = False
     try:
         with opened.lock():
+            mine = not existed
             _check_named(opened, corpora)
             _ingest_all(opened, corpora)
     finally:
-        if not existed:
+        if mine:
             _forget(Path(store))
     for corpus in opened.manifest.corpora:
         report(corpus_line(corpus))

@@ -14,6 +14,7 @@ from selection.encoders import PRECISIONS, STATIC, cascade_model
 from selection.gate import NEAR
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
+from selection.terminal import plain
 
 if TYPE_CHECKING:
     from selection.querying import Answer
@@ -424,10 +425,9 @@ def print_answer(answer: Answer) -> None:
         for row in rows.to_pylist():
             if row["query_id"] != last:
                 last = row["query_id"]
-                print(f"\n[{last}] {_line(texts[last].as_py(), 150)}")
-            print(
-                f"  {row['rank']:>3}  {row['score']:.3f}  {row['source']:<10} {row['id']:<24} {_line(row['text'], 100)}"
-            )
+                print(f"\n[{last}] {plain(texts[last].as_py(), 150)}")
+            source, name, text = plain(row["source"], 40), plain(row["id"], 80), plain(row["text"], 100)
+            print(f"  {row['rank']:>3}  {row['score']:.3f}  {source:<10} {name:<24} {text}")
 
 
 def print_json(answer: Answer) -> None:
@@ -443,11 +443,6 @@ def print_json(answer: Answer) -> None:
                 current = {"query_id": row["query_id"], "text": texts[row["query_id"]].as_py(), "neighbours": []}
             current["neighbours"].append({name: row[name] for name in fields})
         print(json.dumps(current, ensure_ascii=False))
-
-
-def _line(text: str, width: int) -> str:
-    text = " ".join(text[: 2 * width].split())
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def run_select(args: argparse.Namespace) -> int:

@@ -18,7 +18,8 @@ from selection.versions import version_of
 
 PACKAGES = (
     "nearkin", "torch", "transformers", "sentence-transformers", "tokenizers", "accelerate", "datasets", "pyarrow",
-    "duckdb", "numpy", "scikit-learn", "semantic-text-splitter", "safetensors",
+    "duckdb", "numpy", "scikit-learn", "scipy", "POT", "semantic-text-splitter", "safetensors", "filelock",
+    "huggingface-hub", "threadpoolctl", "tqdm",
 )  # fmt: skip
 
 

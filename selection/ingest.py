@@ -319,6 +319,7 @@ def _convert(
     target = store.path / "corpus" / spec.name
     chunker = _Chunker(spec) if spec.chunk else None
     bar = _bar(spec.name)
+    sources = [store.entry(file, -1) for file in files]  # before they are read, as in `_scan`
     with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         parts = _PartWriter(folder)
         with closing(parts):
@@ -334,7 +335,6 @@ def _convert(
             _require_passages(spec, [], blank, filtered)
     inner = CorpusSpec(spec.name, str(target), "text")
     scanned = _scan_parts(store, inner, sorted(target.glob("part-*.parquet")))
-    sources = [store.entry(f, -1) for f in files]
     description = {**_spec_dict(spec), "column": "text"}
     return CorpusEntry(spec.name, description, sources, scanned.sources, blank, filtered, scanned.shards)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from selection import pages
-from selection.columns import aligned
 from selection.files import human_bytes
 from selection.inspection import (
     COMPARED,
@@ -25,20 +24,11 @@ from selection.inspection import (
     share_of,
 )
 from selection.pages import Histogram
-
-
-def _plain(text: str, width: int) -> str:
-    """A text as one line for a terminal: white space run together, what would steer the terminal left out."""
-    line = " ".join(text[: 4 * width].split())
-    return pages.cut(_printable(line), width)
-
-
-def _printable(line: str) -> str:
-    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+from selection.terminal import aligned, plain, printable
 
 
 def lines(found: Inspection, width: int, examples: int) -> list[str]:
-    lines = [_plain(str(found.path), width), *_summary(found, width)]
+    lines = [plain(str(found.path), width), *_summary(found, width)]
     for title, parts in (("corpus", found.sources), ("method", found.methods)):
         if title == "corpus" or len(parts) > 1:
             lines += ["", *_part_lines(found, title, parts)]
@@ -50,11 +40,11 @@ def lines(found: Inspection, width: int, examples: int) -> list[str]:
         lines += ["", title, *_plot_lines(shown)]
     if found.others:
         head, rows = comparison(found)
-        lines += ["", *aligned([head, *([_plain(r[0], 16), _plain(r[1], 14), *r[2:]] for r in rows)], 2)]
+        lines += ["", *aligned([head, *([plain(r[0], 16), plain(r[1], 14), *r[2:]] for r in rows)], 2)]
         lines += textwrap.wrap(COMPARED, width)
     if picked := _spread(found.examples, examples):
         lines += ["", *(line for example in picked for line in _example_lines(example, width))]
-    return [_printable(line[:width]) for line in lines]
+    return [printable(line[:width]) for line in lines]
 
 
 def _summary(found: Inspection, width: int) -> list[str]:
@@ -82,7 +72,7 @@ def _summary(found: Inspection, width: int) -> list[str]:
     rows.append(("made by", command_of(found)))
     lines = []
     for name, text in rows:
-        wrapped = textwrap.wrap(_plain(text, 40 * width), width - 14, break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(plain(text, 40 * width), width - 14, break_on_hyphens=False) or [""]
         lines += [f"{name:<14}{wrapped[0]}", *(" " * 14 + more for more in wrapped[1:])]
     return lines
 
@@ -94,7 +84,7 @@ def _part_lines(found: Inspection, title: str, parts: Sequence[Part]) -> list[st
         counts = [f"{part.passages:,}", share_of(part.passages, found.passages)]
         rows.append(
             [
-                _plain(part.name, 20),
+                plain(part.name, 20),
                 bar,
                 *counts,
                 human_bytes(part.text_bytes),
@@ -124,5 +114,5 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 def _example_lines(example: Example, width: int) -> list[str]:
     head = f"{example.group}: {example.source} {example.id}, {about(example)}"
-    lines = [_plain(head, width), "  " + _plain(example.text, width - 2)]
-    return lines + ([f"  for [{example.query_id}] " + _plain(example.query, width - 20)] if example.query else [])
+    lines = [plain(head, width), "  " + plain(example.text, width - 2)]
+    return lines + ([f"  for [{example.query_id}] " + plain(example.query, width - 20)] if example.query else [])

@@ -29,12 +29,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from selection.columns import aligned
 from selection.domains import Batches, domains_of, sampled
 from selection.errors import InputError, NearkinError
 from selection.files import human_seconds, text_bytes
 from selection.plotting import heat_map, require_plots, save
 from selection.reading import is_blank
+from selection.terminal import aligned
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.corpus import Corpus, Shard
-from selection.errors import StoreError, explain_os_error
+from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, locked, sha256_of_file, sweep, write_json
 
 FORMAT = 1
@@ -215,7 +215,7 @@ class Store:
         """Remembers which files were found right, where the store can be written to."""
         try:
             write_json(self.path / ".checked.json", self._checked)
-        except Exception:  # a read-only store is checked anew each time
+        except (OSError, NearkinError):  # a read-only store is checked anew each time
             return
 
     def check_corpora(self) -> None:

@@ -1,8 +1,19 @@
-"""Columns of text for a terminal."""
+"""Columns and lines of text for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def plain(text: str, width: int) -> str:
+    """At most `width` characters as one line: white space run together, what would steer the terminal left out."""
+    line = printable(" ".join(text[: 4 * width].split()))
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def printable(line: str) -> str:
+    """The line with U+FFFD in place of control characters."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[str]:
