@@ -74,9 +74,7 @@ def encode_texts(
 
 
 def _path(store: Store, slug: str, texts: pa.ChunkedArray) -> Path:
-    digest = TextFingerprint()
-    digest.update(texts)
-    return store.path / "tasks" / slug / f"{digest.value()[:32]}.arrow"
+    return store.path / "tasks" / slug / f"{TextFingerprint.of(texts)[:32]}.arrow"
 
 
 def _write(path: Path, vectors: Vectors, encoder: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from selection.pages import cut
+
 
 def plain(text: str, width: int) -> str:
     """At most `width` characters as one line: white space run together, what would steer the terminal left out."""
-    line = printable(" ".join(text[: 4 * width].split()))
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return cut(printable(" ".join(text[: 4 * width].split())), width)
 
 
 def printable(line: str) -> str:
