@@ -11,7 +11,7 @@ from adaptation import run_commands
 from adaptation.data_commands import register_data
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
-from selection.commands import positive, seed
+from selection.commands import add_command, positive, seed
 from selection.files import human_seconds
 
 if TYPE_CHECKING:
@@ -25,15 +25,14 @@ time, batches of 256, learning rate 1e-4. Of a task folder only the train split 
 head (all-MiniLM-L6-v2 has none) gets a new one, which is trained alone before the encoder moves. The masked-LM loss
 on held-out text is measured before and after. A stopped run continues when the same command is given again.
 """
-ADAPT_EXAMPLE = """\
-example:
-  nearkin adapt --model roberta-base --text tasks/chemprot sets/chemprot-50nn --out models/chemprot-50nn
+ADAPT_EXAMPLE = """
+nearkin adapt --model roberta-base --text tasks/chemprot sets/chemprot-50nn --out models/chemprot-50nn
 
-on several GPUs:
-  accelerate launch -m nearkin adapt --model roberta-base --text tasks/chemprot --out models/chemprot
+# on several GPUs
+accelerate launch -m nearkin adapt --model roberta-base --text tasks/chemprot --out models/chemprot
 
-masked LM and task together (TLM, Yao et al., 2022), then finetuned as usual:
-  nearkin adapt --model roberta-base --text tasks/chemprot sets/bm25 --joint-task tasks/chemprot --out models/tlm
+# masked LM and task together (TLM, Yao et al., 2022), then finetuned as usual
+nearkin adapt --model roberta-base --text tasks/chemprot sets/bm25 --joint-task tasks/chemprot --out models/tlm
 """
 FINETUNE = """\
 Finetune a model on a classification task once a seed, and write F1 on dev and test to results.json.
@@ -41,9 +40,8 @@ Finetune a model on a classification task once a seed, and write F1 on dev and t
 The epoch with the best dev F1 counts; mean and sample standard deviation are over seeds. The metric is macro-F1,
 or micro-F1 where the task's card says so (chemprot, rct). A stopped run continues with the seeds that are left.
 """
-FINETUNE_EXAMPLE = """\
-example:
-  nearkin finetune --model models/chemprot-50nn --task tasks/chemprot --out results/chemprot-50nn
+FINETUNE_EXAMPLE = """
+nearkin finetune --model models/chemprot-50nn --task tasks/chemprot --out results/chemprot-50nn
 """
 OVERLAP = """\
 How far domains are apart: the share of their most frequent words, stop words left out, that two have in common
@@ -53,11 +51,10 @@ fewer distinct words than --top are not comparable with larger ones: choose a --
 
 With --model, the second measure: that model's masked-LM loss on a sample of each domain.
 """
-OVERLAP_EXAMPLE = """\
-examples:
-  nearkin overlap biomed=biomed.parquet cs=cs.parquet reviews='reviews/*.jsonl' --plot overlap.png
-  nearkin overlap all=store chemprot=tasks/chemprot chosen=knn50 --top 2000 --out overlap.parquet
-  nearkin overlap biomed=biomed.parquet news=news.parquet --model roberta-base --loss-documents 5000
+OVERLAP_EXAMPLE = """
+nearkin overlap biomed=biomed.parquet cs=cs.parquet reviews='reviews/*.jsonl' --plot overlap.png
+nearkin overlap all=store chemprot=tasks/chemprot chosen=knn50 --top 2000 --out overlap.parquet
+nearkin overlap biomed=biomed.parquet news=news.parquet --model roberta-base --loss-documents 5000
 """
 
 
@@ -72,7 +69,8 @@ def register(subparsers: Subparsers) -> None:
 
 def _register_adapt(subparsers: Subparsers) -> None:
     usual = AdaptSettings()
-    add = _command(subparsers, "adapt", "continue masked-LM training on chosen text", ADAPT, ADAPT_EXAMPLE, run_adapt)
+    summary = "continue masked-LM training on chosen text"
+    add = add_command(subparsers, "adapt", run_adapt, summary, ADAPT_EXAMPLE, ADAPT).add_argument
     add("--model", required=True, metavar="M", help="model folder, hub id, or short name such as all-MiniLM-L6-v2")
     add(
         "--text", required=True, nargs="+", type=Path, metavar="FILE_OR_SET",
@@ -124,9 +122,8 @@ def _register_adapt(subparsers: Subparsers) -> None:
 
 def _register_finetune(subparsers: Subparsers) -> None:
     usual = FinetuneSettings()
-    add = _command(
-        subparsers, "finetune", "train classifiers on a task and report F1", FINETUNE, FINETUNE_EXAMPLE, run_finetune
-    )
+    summary = "train classifiers on a task and report F1"
+    add = add_command(subparsers, "finetune", run_finetune, summary, FINETUNE_EXAMPLE, FINETUNE).add_argument
     add("--model", required=True, metavar="M", help="model folder, hub id, or short name such as all-MiniLM-L6-v2")
     add("--task", required=True, type=Path, metavar="DIR", help="folder with train, dev and test .jsonl (text, label)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for results.json")
@@ -151,18 +148,6 @@ def _register_finetune(subparsers: Subparsers) -> None:
     add("--overwrite", action="store_true", help="start anew where DIR holds results of something else")
 
 
-def _command(subparsers: Subparsers, name: str, summary: str, about: str, example: str, run: Any) -> Any:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=about,
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser.add_argument
-
-
 def _shared(add: Any) -> None:
     add(
         "--bf16", choices=("auto", "on", "off"), default="auto",
@@ -171,10 +156,8 @@ def _shared(add: Any) -> None:
 
 
 def _register_overlap(subparsers: Subparsers) -> None:
-    add = _command(
-        subparsers, "overlap", "how far domains are apart: words they share, a model's loss on each", OVERLAP,
-        OVERLAP_EXAMPLE, run_overlap,
-    )  # fmt: skip
+    summary = "how far domains are apart: words they share, a model's loss on each"
+    add = add_command(subparsers, "overlap", run_overlap, summary, OVERLAP_EXAMPLE, OVERLAP).add_argument
     add("domains", nargs="+", metavar="NAME=PATH", help="two or more")
     add("--top", type=positive, default=10_000, metavar="N", help="most frequent words compared (default %(default)s)")
     add("--sample", type=positive, metavar="N", help="count so many random documents of each (default all)")

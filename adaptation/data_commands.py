@@ -22,6 +22,7 @@ from adaptation.cards import (
     paper_rows,
     size_of,
 )
+from selection.commands import add_command
 from selection.task import SPLITS
 from selection.terminal import aligned
 
@@ -43,12 +44,11 @@ With --from it is copied from a local folder, and no network is used. Else it is
 A low-resource task (rct_500_s0) is drawn from its parent, which is got first. A published checkpoint is turned into
 safetensors. What is there already and fits its card is left alone.
 """
-EXAMPLES = """\
-examples:
-  nearkin data list --kind task
-  nearkin data show citation_intent
-  nearkin data get citation_intent --out data
-  nearkin data get chemprot_500_s0 --from downloads/chemprot --out data
+EXAMPLES = """
+nearkin data list --kind task
+nearkin data show citation_intent
+nearkin data get citation_intent --out data
+nearkin data get chemprot_500_s0 --from downloads/chemprot --out data
 """
 
 
@@ -58,35 +58,27 @@ def register_data(subparsers: Subparsers, say: Say) -> None:
     Args:
         say: prints a line.
     """
-    raw = argparse.RawDescriptionHelpFormatter
-    data = subparsers.add_parser(
-        "data", help="data sets and checkpoints: list, show, get", description=DATA, epilog=EXAMPLES,
-        formatter_class=raw,
-    )  # fmt: skip
+    data = add_command(subparsers, "data", None, "data sets and checkpoints: list, show, get", EXAMPLES, DATA)
     commands = data.add_subparsers(metavar="COMMAND", required=True)
 
-    listed = commands.add_parser("list", help="every card in a line", description="Every card in a line.")
+    listed = add_command(commands, "list", partial(run_list, say=say), "every card in a line")
     listed.add_argument("--kind", choices=KINDS, help="of this kind alone")
     _folder(listed, "--data", "where to look")
     listed.add_argument("--json", action="store_true", help="a JSON list of whole cards, with place and here")
-    listed.set_defaults(run=partial(run_list, say=say))
 
-    shown = commands.add_parser("show", help="all of one card", description="All of one card.")
+    shown = add_command(commands, "show", partial(run_show, say=say), "all of one card")
     shown.add_argument("name", metavar="NAME", help="of a card, as `nearkin data list` has it")
     _folder(shown, "--data", "where to look")
     shown.add_argument("--json", action="store_true", help="as JSON")
-    shown.set_defaults(run=partial(run_show, say=say))
 
-    got = commands.add_parser(
-        "get", help="put a data set under the data folder", description=GET, epilog=EXAMPLES, formatter_class=raw
-    )
+    summary = "put a data set under the data folder"
+    got = add_command(commands, "get", partial(run_get, say=say), summary, EXAMPLES, GET)
     got.add_argument("name", metavar="NAME", help="of a card, as `nearkin data list` has it")
     got.add_argument(
         "--from", dest="source", type=Path, metavar="FOLDER",
         help="copy from here; for a low-resource task, a folder with its parent",
     )  # fmt: skip
     _folder(got, "--out", "where to put it")
-    got.set_defaults(run=partial(run_get, say=say))
 
 
 def _folder(parser: argparse.ArgumentParser, option: str, purpose: str) -> None:

@@ -40,11 +40,8 @@ OPTIONS = (
 
 def register(subparsers: Subparsers) -> None:
     """Adds ``run`` to a command line."""
-    parser = add_command(
-        subparsers, "run", run_recipe, "phases end to end: DAPT, TAPT, kNN-TAPT, ...; cached and resumable", EXAMPLE
-    )
-    parser.description = ABOUT
-    add = parser.add_argument
+    summary = "phases end to end: DAPT, TAPT, kNN-TAPT, ...; cached and resumable"
+    add = add_command(subparsers, "run", run_recipe, summary, EXAMPLE, ABOUT).add_argument
     add("recipe", nargs="?", type=Path, metavar="RECIPE", help="TOML file; may be left out where options say it all")
     add("--phases", nargs="+", metavar="P", help="what to compare, in this order")
     add("--model", metavar="M", help="what every phase starts from: folder, hub id, or short name")

@@ -36,13 +36,18 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Any, summary: str, example: str = ""
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Any,
+    summary: str,
+    example: str = "",
+    about: str = "",
 ) -> argparse.ArgumentParser:
-    """A subcommand with its one-line summary and, under ``--help``, its examples."""
+    """A subcommand with its one-line summary and, under ``--help``, what there is to say about it and its examples."""
     parser = commands.add_parser(
         name,
         help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
+        description=about or summary[0].upper() + summary[1:] + ".",
         epilog=f"examples:\n{textwrap.indent(textwrap.dedent(example).strip(), '  ')}" if example else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
