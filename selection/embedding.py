@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from selection.corpus import Corpus
+from selection.ahead import ahead
 from selection.encoders import Encoder
 from selection.errors import ModelError, StoreError
 from selection.files import atomic_write, fingerprint, release_memory
@@ -119,13 +119,10 @@ def embed_here(
             write_vectors(aside, vectors, text, encoder.fingerprint)
         finished(text, store.entry(path, len(vectors)))
 
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        prepared: Future[Any] | None = None
+    prepared = ahead(lambda job: encoder.prepare(corpus.unchanged_texts(job[0])), jobs)
+    with ThreadPoolExecutor(1, "write") as writer:
         written: Future[None] | None = None
-        for turn, (position, number) in enumerate(jobs):
-            ready = (prepared or reader.submit(_prepare, corpus, position, encoder)).result()
-            following = jobs[turn + 1][0] if turn + 1 < len(jobs) else None
-            prepared = None if following is None else reader.submit(_prepare, corpus, following, encoder)
+        for (position, number), ready in zip(jobs, prepared, strict=True):
             shard = corpus.shards[position][2]
             vectors = _encode_shard(ready, encoder, shard.rows, bar)
             if written is not None:
@@ -134,10 +131,6 @@ def embed_here(
             written = writer.submit(write, number, vectors, shard.text)
         if written is not None:
             written.result()
-
-
-def _prepare(corpus: Corpus, position: int, encoder: Encoder) -> Any:
-    return encoder.prepare(corpus.unchanged_texts(position))
 
 
 def _encode_shard(prepared: Any, encoder: Encoder, rows: int, bar: tqdm[None]) -> npt.NDArray[np.float16]:

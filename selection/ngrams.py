@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from selection.ahead import ahead
 from selection.corpus import Corpus
 from selection.errors import NearkinError
 from selection.files import atomic_write, require_space
@@ -198,24 +198,15 @@ class NgramFeatures:
         require_space(self._folder, bytes_needed)
         hasher = NgramHasher(self.buckets)
         total = sum(self._corpus.shards[n][2].rows for n in shards)
-        with (
-            tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar,
-            ThreadPoolExecutor(1, "read") as reader,
-        ):
-            ahead = reader.submit(self._cut, shards[0], hasher)
-            for turn, number in enumerate(shards):
-                cut = ahead.result()
-                if turn + 1 < len(shards):
-                    ahead = reader.submit(self._cut, shards[turn + 1], hasher)
+        cuts = ahead(lambda number: hasher.cut(split_words(self._corpus.unchanged_texts(number))), shards)
+        with tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar:
+            for number, cut in zip(shards, cuts, strict=True):
                 self._write(number, hasher.hash(cut))
                 bar.update(self._corpus.shards[number][2].rows)
         current = {self._path(number) for number in range(len(self))}
         for path in self._folder.glob("*.arrow"):
             if path not in current:
                 path.unlink(missing_ok=True)
-
-    def _cut(self, number: int, hasher: NgramHasher) -> Cut:
-        return hasher.cut(split_words(self._corpus.unchanged_texts(number)))
 
     def _write(self, number: int, ngrams: Ragged) -> None:
         values = pa.array(ngrams.values)

@@ -27,6 +27,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 from tqdm import tqdm
 
+from selection.ahead import ahead
 from selection.corpus import Corpus
 from selection.errors import NearkinError
 from selection.index.ranking import Ids, Ranking, Scores, neighbour_table
@@ -130,24 +131,10 @@ class LexicalSearch:
 
     def _shards(self) -> Iterator[Counted]:
         """Counts of each shard: float32 [passages, words] of the task's words; each passage's length in all words."""
-        cut = self._cut_ahead([n for n in range(len(self._corpus.shards)) if n not in self._kept])
-        for number in range(len(self._corpus.shards)):
-            yield self._kept[number] if number in self._kept else self._counted(next(cut))
-
-    def _cut_ahead(self, shards: list[int]) -> Iterator[Words]:
-        """Each shard's texts, cut; the next one in another thread while the last is worked on."""
-
-        def read(number: int) -> Words:
-            return split_words(self._corpus.texts(number))
-
-        with ThreadPoolExecutor(1, "read") as reader:
-            ahead = reader.submit(read, shards[0]) if shards else None
-            for following in [*shards[1:], None]:
-                if ahead is None:
-                    return
-                words = ahead.result()
-                ahead = None if following is None else reader.submit(read, following)
-                yield words
+        kept, shards = set(self._kept), range(len(self._corpus.shards))
+        cut = ahead(lambda number: split_words(self._corpus.texts(number)), (n for n in shards if n not in kept))
+        for number in shards:
+            yield self._kept[number] if number in kept else self._counted(next(cut))
 
     def _counted(self, cut: Words) -> Counted:
         words = self._vocabulary.of_words(cut, grow=False)
