@@ -18,7 +18,6 @@ between the two, inputs cut to 32 or 64 tokens, costs more than it saves (docs/l
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -33,7 +32,8 @@ from selection.cascade_model import Audit, Blocks, CascadeSearch, Encoded, Float
 from selection.embedding import Embeddings
 from selection.encoders import Encoder
 from selection.errors import NearkinError
-from selection.files import atomic_write, fingerprint, human_seconds
+from selection.files import fingerprint, human_seconds
+from selection.hashed import read_hashed, write_hashed
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
 from selection.store import Store
@@ -253,31 +253,19 @@ class Kept:
             self._next = max(self._next, int(path.stem.removeprefix("part-")) + 1)
             self._open(path)
 
-    def _made_of(self, shards: int) -> dict[bytes, bytes]:
+    def _made_of(self, shards: int) -> dict[str, str]:
         """What a part says of its encoder and of the corpus, by its first `shards`."""
         texts = [shard.text for _, _, shard in self._corpus.shards[:shards]]
-        return {
-            b"shards": str(shards).encode(),
-            b"corpus": fingerprint(*texts).encode(),
-            b"encoder": self._encoder.fingerprint.encode(),
-        }
+        return {"shards": str(shards), "corpus": fingerprint(*texts), "encoder": self._encoder.fingerprint}
 
     def _open(self, path: Path) -> None:
         """Takes a part in, or removes it where it is damaged or of other texts or another encoder."""
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        except pa.ArrowInvalid:
+        kept = read_hashed(path)
+        # Passages added behind the shards that it knows changed no doc_id of theirs.
+        if kept is None or kept[1] != self._made_of(int(kept[1].get("shards", 0))):
             path.unlink()
             return
-        made_of = dict(batch.schema.metadata or {})
-        digest = made_of.pop(b"sha256", None)  # an earlier version wrote none
-        shards = int(made_of.get(b"shards", b"0"))
-        if made_of != self._made_of(shards):  # passages added behind those shards changed no doc_id of theirs
-            path.unlink()
-            return
-        if digest is not None and digest != _digest(batch):
-            path.unlink()
-            return
+        batch, _ = kept
         ids = batch.column(0).to_numpy()
         vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self._encoder.dim)
         self._part[ids], self._row[ids] = len(self._parts), np.arange(len(ids))
@@ -304,20 +292,9 @@ class Kept:
     def _encode(self, ids: Ids) -> None:
         vectors = self._encoder.encode(self._corpus.take(ids, ["text"])["text"]).astype(np.float16)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        made_of = self._made_of(len(self._corpus.shards))
-        fields = [pa.field("doc_id", pa.int64()), pa.field("vector", column.type)]
-        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], schema=pa.schema(fields))
-        batch = batch.replace_schema_metadata({**made_of, b"sha256": _digest(batch)})
+        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], ["doc_id", "vector"])
         path = self.folder / f"part-{self._next:05d}.arrow"
-        with atomic_write(path) as aside, pa.ipc.new_file(str(aside), batch.schema) as writer:
-            writer.write_batch(batch)
+        write_hashed(path, batch, self._made_of(len(self._corpus.shards)))
         self._next += 1
         self.encoded += len(ids)
         self._open(path)
-
-
-def _digest(batch: pa.RecordBatch) -> bytes:
-    """sha256 of a part's doc_ids and vectors, as 64 hex digits."""
-    digest = hashlib.sha256(np.ascontiguousarray(batch.column(0).to_numpy()).data)
-    digest.update(np.ascontiguousarray(batch.column(1).flatten().to_numpy(zero_copy_only=True)).data)
-    return digest.hexdigest().encode()

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from selection.ahead import ahead
 from selection.corpus import Corpus
 from selection.errors import NearkinError
-from selection.files import atomic_write, require_space
+from selection.files import require_space
+from selection.hashed import read_hashed, write_hashed
 from selection.store import Store
 from selection.tokens import Ragged, Words, split_words
 from selection.words import Vocabulary
@@ -209,35 +210,20 @@ class NgramFeatures:
                 path.unlink(missing_ok=True)
 
     def _write(self, number: int, ngrams: Ragged) -> None:
-        values = pa.array(ngrams.values)
-        column = pa.LargeListArray.from_arrays(pa.array(ngrams.offsets), values)
-        schema = pa.schema([pa.field("ngrams", column.type)], metadata=self._about(number, ngrams))
-        with atomic_write(self._path(number)) as aside, pa.ipc.new_file(str(aside), schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
+        column = pa.LargeListArray.from_arrays(pa.array(ngrams.offsets), pa.array(ngrams.values))
+        batch = pa.RecordBatch.from_arrays([column], ["ngrams"])
+        write_hashed(self._path(number), batch, {"text": self._texts[number]})
         self._good.add(self._texts[number])
-
-    def _about(self, number: int, ngrams: Ragged) -> dict[bytes, bytes]:
-        digest = hashlib.sha256(np.ascontiguousarray(ngrams.offsets, "<i8").data)
-        digest.update(np.ascontiguousarray(ngrams.values).data)
-        return {b"text": self._texts[number].encode(), b"sha256": digest.hexdigest().encode()}
 
     def _read(self, number: int) -> Ragged | None:
         """What is kept of a shard; None where it is missing, damaged or of another text. Hashed once a run."""
-        path = self._path(number)
-        if not path.exists():
+        text = self._texts[number]
+        kept = read_hashed(self._path(number), check=text not in self._good)
+        if kept is None or kept[1] != {"text": text}:
             return None
-        try:
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            column = table["ngrams"].chunk(0)
-            ngrams = Ragged(column.values.to_numpy(), column.offsets.to_numpy())
-        except (pa.ArrowException, OSError, KeyError, IndexError):
-            return None
-        if self._texts[number] not in self._good:
-            if table.schema.metadata != self._about(number, ngrams):
-                return None
-            self._good.add(self._texts[number])
-        return ngrams
+        self._good.add(text)
+        column = kept[0].column(0)
+        return Ragged(column.values.to_numpy(), column.offsets.to_numpy())
 
 
 def corpus_counts(store: Store, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:

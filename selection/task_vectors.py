@@ -8,7 +8,6 @@ They may be deleted at any time. A read-only store is encoded for anew.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,8 @@ from tqdm import tqdm
 
 from selection.choosing import stored_encoder
 from selection.errors import NearkinError, StoreError
-from selection.files import TextFingerprint, atomic_write
+from selection.files import TextFingerprint
+from selection.hashed import read_hashed, write_hashed
 from selection.store import Store
 from selection.task import Task
 
@@ -79,23 +79,13 @@ def _path(store: Store, slug: str, texts: pa.ChunkedArray) -> Path:
 
 def _write(path: Path, vectors: Vectors, encoder: str) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    about = {"encoder": encoder, "sha256": hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()}
-    schema = pa.schema([pa.field("embedding", column.type, nullable=False)], metadata=about)
-    with atomic_write(path) as aside, pa.ipc.new_file(str(aside), schema) as writer:
-        writer.write_batch(pa.record_batch([column], schema=schema))
+    write_hashed(path, pa.RecordBatch.from_arrays([column], ["embedding"]), {"encoder": encoder})
 
 
 def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
     """What is kept at `path`, if it is whole and of this encoder."""
-    if not path.exists():
+    kept = read_hashed(path)
+    if kept is None or kept[1] != {"encoder": encoder}:
         return None
-    try:
-        with pa.OSFile(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        about = table.schema.metadata or {}
-        values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors: Vectors = np.array(values, dtype=np.float32).reshape(rows, dim)
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        return None
-    whole = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest().encode() == about.get(b"sha256")
-    return vectors if whole and about.get(b"encoder") == encoder.encode() else None
+    vectors: Vectors = kept[0].column(0).flatten().to_numpy().reshape(rows, dim)
+    return vectors

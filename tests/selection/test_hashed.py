@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from selection.hashed import read_hashed, write_hashed
+
+ABOUT = {"encoder": "one", "shards": "3"}
+
+
+@pytest.fixture
+def batch() -> pa.RecordBatch:
+    numbers = np.arange(12, dtype=np.float32)
+    lists = pa.LargeListArray.from_arrays(pa.array([0, 2, 2, 5], pa.int64()), pa.array([7, 8, 9, 1, 2], pa.uint16()))
+    columns = [pa.array([5, 6, 7]), pa.FixedSizeListArray.from_arrays(pa.array(numbers), 4), lists]
+    return pa.RecordBatch.from_arrays(columns, ["doc_id", "vector", "ngrams"])
+
+
+def test_what_was_written_is_read(batch: pa.RecordBatch, tmp_path: Path) -> None:
+    write_hashed(tmp_path / "kept.arrow", batch, ABOUT)
+    found = read_hashed(tmp_path / "kept.arrow")
+    assert found is not None
+    assert found[0].equals(batch)
+    assert found[1] == ABOUT
+
+
+def test_a_changed_byte_is_noticed(batch: pa.RecordBatch, tmp_path: Path) -> None:
+    """Of a number, of a list's length or of what it was made of."""
+    path = tmp_path / "kept.arrow"
+    write_hashed(path, batch, ABOUT)
+    whole = path.read_bytes()
+    for content in (np.float32(11).tobytes(), np.int64(5).tobytes() + np.int64(6).tobytes(), b"one"):
+        at = whole.rindex(content)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert read_hashed(path) is None
+    path.write_bytes(whole)
+    assert read_hashed(path) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"no Arrow file", None])
+def test_what_is_no_such_file_is_none(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "kept.arrow").write_bytes(content)
+    assert read_hashed(tmp_path / "kept.arrow") is None
+
+
+def test_one_cut_short_is_none(batch: pa.RecordBatch, tmp_path: Path) -> None:
+    path = tmp_path / "kept.arrow"
+    write_hashed(path, batch, ABOUT)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 64):
+        path.write_bytes(whole[:length])
+        assert read_hashed(path) is None
