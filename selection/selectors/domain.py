@@ -29,25 +29,37 @@ class DomainSelector:
     everything: ClassVar[bool] = True
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
-        rows = rows_of(pool.corpus, self.source)
+        passages = Passages(pool.corpus, self.source)
+        size = len(passages)
         if pool.everything:
-            return candidate_table(rows)
-        return candidate_table(rows[draw(len(rows), min(len(rows), pool.count(k, wanted)), pool.seed)])
+            return candidate_table(passages.doc_ids(np.arange(size)))
+        return candidate_table(passages.doc_ids(draw(size, min(size, pool.count(k, wanted)), pool.seed)))
 
 
-def rows_of(corpus: Corpus, source: str | None) -> npt.NDArray[np.int64]:
-    """The doc_ids int64 of corpora named in `source` (``+`` between several; None is all), ascending.
+class Passages:
+    """The passages of some of a store's corpora, in doc_id order, by their place among themselves.
+
+    Args:
+        source: names of corpora with ``+`` between several; None is all.
 
     Raises:
         InputError: the store has no corpus of that name.
     """
-    names = {name for name, _, _ in corpus.shards}
-    wanted = names if source is None else set(source.split("+"))
-    if unknown := sorted(wanted - names):
-        raise InputError(f"the store has no corpus {unknown[0]!r}: it has {', '.join(sorted(names))}")
-    parts = [
-        np.arange(corpus.offsets[number], corpus.offsets[number + 1])
-        for number, (name, _, _) in enumerate(corpus.shards)
-        if name in wanted
-    ]
-    return np.concatenate(parts).astype(np.int64)
+
+    def __init__(self, corpus: Corpus, source: str | None) -> None:
+        names = {name for name, _, _ in corpus.shards}
+        wanted = names if source is None else set(source.split("+"))
+        if unknown := sorted(wanted - names):
+            raise InputError(f"the store has no corpus {unknown[0]!r}: it has {', '.join(sorted(names))}")
+        mine = np.array([name in wanted for name, _, _ in corpus.shards])
+        self._starts = corpus.offsets[:-1][mine]
+        self._ends = np.cumsum(np.diff(corpus.offsets)[mine])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def doc_ids(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The doc_ids int64 [n] of the passages at these places, int64 [n]."""
+        shard = np.searchsorted(self._ends, places, "right")
+        found: npt.NDArray[np.int64] = places - np.concatenate([[0], self._ends])[shard] + self._starts[shard]
+        return found

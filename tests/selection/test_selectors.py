@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from selection.augmentation import AUGMENTATION, Budget, select
 from selection.errors import InputError, NearkinError
 from selection.selectors import CANDIDATES
+from selection.selectors.domain import Passages
 from selection.selectors.dsir import DsirSelector
 from selection.selectors.pool import Pool
 from selection.selectors.random import RandomSelector
@@ -132,6 +136,18 @@ def test_a_domain_is_everything_or_a_uniform_part(built: Path, task_folder: Path
     assert 200 < sum(part["doc_id"].to_pylist()) / 60 < 400
     with pytest.raises(InputError, match="no corpus 'other': it has docs"):
         select(built, task_folder, tmp_path / "none", "domain:source=other")
+
+
+@pytest.mark.parametrize("source", [None, "one", "two", "three", "two+three", "one+three"])
+def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) -> None:
+    names, sizes = ["one", "two", "two", "one", "three"], np.array([3, 1, 4, 1, 5])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    corpus: Any = SimpleNamespace(shards=[(name, None, None) for name in names], offsets=offsets)
+    passages = Passages(corpus, source)
+    wanted = [row for row, name in enumerate(np.repeat(names, sizes)) if source is None or name in source.split("+")]
+    assert len(passages) == len(wanted)
+    assert passages.doc_ids(np.arange(len(wanted))).tolist() == wanted
+    assert passages.doc_ids(np.arange(len(wanted))[::-1]).tolist() == wanted[::-1]
 
 
 def test_curated_passages_come_from_the_file_and_are_guarded(built: Path, task_folder: Path, tmp_path: Path) -> None:
