@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selection.errors import InputError, NearkinError
-from selection.files import join
 from selection.task import SPLITS
+from selection.wording import join
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from adaptation.data_commands import register_data
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from selection.commands import add_command, positive, seed
-from selection.files import human_seconds
+from selection.wording import human_seconds
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -14,8 +14,9 @@ from adaptation.data_check import check_data
 from adaptation.data_fetch import fetch_file
 from adaptation.data_sample import derive_task
 from selection.errors import InputError
-from selection.files import atomic_folder, atomic_write, join, sweep
+from selection.files import atomic_folder, atomic_write, sweep
 from selection.ingest import find_files
+from selection.wording import join
 
 
 @dataclass(frozen=True)

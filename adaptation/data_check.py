@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 from adaptation.cards import Card, file_names
 from selection.columnar import open_columnar
 from selection.errors import InputError
-from selection.files import TextFingerprint, fingerprint, join, sha256_of_file
+from selection.files import TextFingerprint, fingerprint, sha256_of_file
 from selection.ingest import find_files
 from selection.reading import COLUMNAR_KINDS, kind_of, read_batches, read_table
 from selection.task import SPLITS
+from selection.wording import join
 
 
 def check_data(card: Card, path: Path) -> list[str]:

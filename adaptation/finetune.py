@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 
 from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
 from selection.errors import NearkinError
-from selection.files import atomic_folder, atomic_write, fingerprint, join, write_json
+from selection.files import atomic_folder, atomic_write, fingerprint, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
+from selection.wording import join
 
 logger = logging.getLogger(__name__)
 

@@ -21,16 +21,10 @@ from typing import TYPE_CHECKING, Any
 from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
-from selection.files import (
-    TextFingerprint,
-    atomic_folder,
-    check_replaceable,
-    fingerprint,
-    human_seconds,
-    write_json,
-)
+from selection.files import TextFingerprint, atomic_folder, check_replaceable, fingerprint, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
+from selection.wording import human_seconds
 
 if TYPE_CHECKING:
     from adaptation.joint import JointTask

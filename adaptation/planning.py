@@ -21,8 +21,8 @@ from selection.filling import Budget
 from selection.index.kinds import BY_NAME
 from selection.ingest import find_files
 from selection.models import model_fingerprint
-from selection.querying import open_encoder
 from selection.selectors.registry import find_selector
+from selection.slugs import open_encoder
 from selection.store import Store
 from selection.task import Task, read_task
 

@@ -20,10 +20,11 @@ from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
 from selection.errors import NearkinError
-from selection.files import human_seconds, locked, sweep, write_json
+from selection.files import locked, sweep, write_json
 from selection.models import quiet_libraries
 from selection.terminal import aligned
 from selection.versions import versions
+from selection.wording import human_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from adaptation.cards import cards
 from selection.errors import InputError
-from selection.files import TextFingerprint, fingerprint, join
+from selection.files import TextFingerprint, fingerprint
 from selection.task import SPLITS, Task, read_task
+from selection.wording import join
 
 Metric = Literal["macro", "micro"]
 

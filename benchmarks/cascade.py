@@ -19,7 +19,7 @@ from selection.errors import NearkinError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids
 from selection.plotting import save
-from selection.querying import open_encoder
+from selection.slugs import open_encoder
 from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_task

@@ -18,11 +18,12 @@ from adaptation.mlm import AdaptSettings, adapt
 from benchmarks.harvest import harvest, write_harvest
 from selection.augmentation import AugmentationSet, Budget, select
 from selection.building import build
-from selection.files import human_seconds, write_json
+from selection.files import write_json
 from selection.ingest import CorpusSpec
 from selection.models import DEFAULT_ENCODER
 from selection.querying import query
 from selection.terminal import plain
+from selection.wording import human_seconds
 
 PASSAGES = 2000
 TOKENS = 30_000

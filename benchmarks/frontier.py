@@ -32,11 +32,12 @@ from benchmarks.selectors import time_selection
 from benchmarks.significance import gain
 from selection.choosing import stored_encoder
 from selection.encoders import cascade_model
-from selection.files import human_seconds, locked, sweep, write_json
+from selection.files import locked, sweep, write_json
 from selection.models import quiet_libraries
-from selection.querying import open_encoder
 from selection.selectors.registry import method_names
+from selection.slugs import open_encoder
 from selection.store import Store
+from selection.wording import human_seconds
 
 Place = tuple[str, str, int]
 """Task, phase, seed."""

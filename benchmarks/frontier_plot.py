@@ -12,9 +12,9 @@ import numpy as np
 from adaptation.phases import UNGUARDED
 from benchmarks.frontier import summary
 from benchmarks.results import Row
-from selection.files import human_seconds
 from selection.pages import cut
 from selection.scatter import LONGEST, Dot, place_names, x_axis
+from selection.wording import human_seconds
 
 FONT = 8
 

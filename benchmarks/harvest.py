@@ -30,8 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError
-from selection.files import atomic_write, join
+from selection.files import atomic_write
 from selection.task import SPLITS
+from selection.wording import join
 
 log = logging.getLogger(__name__)
 

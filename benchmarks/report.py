@@ -25,9 +25,9 @@ from benchmarks.report_examples import TaskExamples, examples_of
 from benchmarks.results import Row, read_whole
 from benchmarks.significance import Gain, gain
 from selection.errors import InputError, NearkinError
-from selection.files import join
 from selection.pages import write_page
 from selection.plotting import require_plots
+from selection.wording import join
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from benchmarks.report import FEWEST, OVER, Grid, Report, p_of, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
-from selection.files import human_seconds, join
 from selection.inspection import BRIEF, score_name
 from selection.pages import Cell
 from selection.scatter import scatter
+from selection.wording import human_seconds, join
 
 NONE = "–"
 BOLD = (

@@ -25,14 +25,15 @@ from benchmarks.peers import PEERS
 from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
-from selection.files import fingerprint, peak_memory, release_memory
+from selection.files import fingerprint
 from selection.index.exact import stream_search
 from selection.index.kinds import KINDS
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.search import Searcher
 from selection.index.tune import recall_of
 from selection.indexing import make_index
-from selection.querying import open_encoder
+from selection.memory import peak_memory, release_memory
+from selection.slugs import open_encoder
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.task import read_task
 from selection.task_vectors import encode_task

@@ -28,12 +28,12 @@ from selection.augmentation import Budget, select
 from selection.diversity import diversity
 from selection.embedding import Embeddings
 from selection.errors import InputError
-from selection.files import peak_memory
+from selection.memory import peak_memory
 from selection.ngrams import NgramFeatures, kl_divergence, text_counts
-from selection.querying import open_encoder
 from selection.selectors import Selector
 from selection.selectors.pool import Pool
 from selection.selectors.registry import find_selector
+from selection.slugs import open_encoder
 from selection.store import Store
 from selection.task import read_task
 

@@ -34,8 +34,8 @@ from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load_encoder
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.errors import NearkinError
-from selection.files import peak_memory
 from selection.ingest import CorpusSpec, ingest
+from selection.memory import peak_memory
 from selection.models import DEFAULT_ENCODER, quiet_libraries, resolve_model
 from selection.store import Store
 from selection.tokens import count_tokens

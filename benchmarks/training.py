@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.commands import PARTS
 from benchmarks.results import Row, read_rows, write_rows
-from selection.files import peak_memory
+from selection.memory import peak_memory
 
 WAYS = ("transformers Trainer", "nearkin, float32", "nearkin")
 PLAIN = WAYS[0]

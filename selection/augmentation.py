@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError
-from selection.files import atomic_folder, join, write_json
+from selection.files import atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
@@ -27,6 +27,7 @@ from selection.store import Store
 from selection.task import SPLITS, read_task
 from selection.task_vectors import encode_texts
 from selection.versions import versions
+from selection.wording import join
 from selection.writing import check_format, write_table
 
 __all__ = ["AUGMENTATION", "AugmentationSet", "Budget", "select"]

@@ -16,13 +16,15 @@ from selection.devices import check_devices
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
-from selection.files import human_bytes, human_seconds, peak_memory, release_memory, require_space
+from selection.files import require_space
 from selection.index import load_faiss
 from selection.index.build import current_index
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest
+from selection.memory import peak_memory, release_memory
 from selection.store import CorpusEntry, EncoderEntry, Store
+from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
 
 log = logging.getLogger(__name__)

@@ -32,11 +32,12 @@ from selection.cascade_model import Audit, Blocks, CascadeSearch, Encoded, Float
 from selection.embedding import Embeddings
 from selection.encoders import Encoder
 from selection.errors import NearkinError
-from selection.files import fingerprint, human_seconds
+from selection.files import fingerprint
 from selection.hashed import read_hashed, write_hashed
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
 from selection.store import Store
+from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
 

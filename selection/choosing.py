@@ -31,11 +31,13 @@ from selection.encoders import (
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline
 from selection.errors import ModelError
-from selection.files import atomic_folder, human_seconds, release_memory
+from selection.files import atomic_folder
+from selection.memory import release_memory
 from selection.models import DEFAULT_ENCODER
-from selection.querying import check_slug, open_encoder
+from selection.slugs import check_slug, open_encoder
 from selection.store import EncoderEntry, Store
 from selection.tokens import Ragged, count_tokens
+from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
 

@@ -340,9 +340,9 @@ def seed(text: str) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     from selection.building import KEPT, build, collect
-    from selection.files import human_seconds
     from selection.index.plan import IndexWanted
     from selection.ingest import CorpusSpec, parse_corpus
+    from selection.wording import human_seconds
 
     named = [parse_corpus(argument) for argument in args.corpus]
     if args.encoder == "none":
@@ -452,7 +452,7 @@ def print_json(answer: Answer) -> None:
 
 def run_select(args: argparse.Namespace) -> int:
     from selection.augmentation import Budget, select
-    from selection.files import human_seconds
+    from selection.wording import human_seconds
 
     limits = (args.k, args.docs, args.tokens)
     result = select(

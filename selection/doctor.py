@@ -11,10 +11,10 @@ from pathlib import Path
 
 from selection.devices import gpu_count
 from selection.errors import NearkinError
-from selection.files import human_bytes
 from selection.index.plan import memory_of_machine
 from selection.models import DEFAULT_ENCODER, resolve_model
 from selection.versions import version_of
+from selection.wording import human_bytes
 
 PACKAGES = (
     "nearkin", "torch", "transformers", "sentence-transformers", "tokenizers", "accelerate", "datasets", "pyarrow",

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from selection.ahead import ahead
 from selection.encoders import Encoder
 from selection.errors import ModelError, StoreError
-from selection.files import atomic_write, fingerprint, release_memory
+from selection.files import atomic_write, fingerprint
+from selection.memory import release_memory
 from selection.store import EncoderEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)

@@ -6,15 +6,12 @@ stops the program. Leftovers of a killed run are recognised by their ending and 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from selection.errors import DISK_FULL, NearkinError, explain_os_error
+from selection.wording import human_bytes
 
 ASIDE = ".partial"
 
@@ -229,60 +227,3 @@ def require_space(folder: Path, size: int) -> None:
             f"{folder}: {human_bytes(size)} are needed and the disk has {human_bytes(free)} free: "
             "free some or choose another disk"
         )
-
-
-def human_bytes(count: float) -> str:
-    """`count` bytes for a person: ``"1.2 GB"``."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def human_seconds(seconds: float) -> str:
-    """`seconds` for a person: ``"42 s"``, ``"3 min 10 s"``, ``"2 h 5 min"``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def join(parts: Iterable[str]) -> str:
-    """A list for a sentence: ``"a, b and c"``."""
-    items = list(parts)
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "nothing"
-
-
-def current_memory() -> int | None:
-    """Resident bytes of this process; None where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return peak_memory()
-
-
-def peak_memory() -> int | None:
-    """The most bytes of memory this process has held so far; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure is inherited from the process that started this one
-        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        if found:
-            return int(found[0]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
-
-
-def release_memory() -> None:
-    """Gives freed memory back to the system. glibc keeps what several threads freed, and a long build would grow by it.
-
-    Some milliseconds; without glibc nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

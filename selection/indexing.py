@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selection.embedding import Embeddings
-from selection.files import human_bytes, human_seconds, peak_memory, require_space
+from selection.files import require_space
 from selection.index import load_faiss
 from selection.index.build import build_index, current_index
 from selection.index.kinds import Vectors
 from selection.index.plan import QUERIES, IndexPlan, IndexWanted, plan_index
-from selection.querying import open_encoder
+from selection.memory import peak_memory
+from selection.slugs import open_encoder
 from selection.store import IndexEntry, Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
+from selection.wording import human_bytes, human_seconds
 
 log = logging.getLogger(__name__)
 

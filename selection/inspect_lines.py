@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from selection import pages
-from selection.files import human_bytes
 from selection.inspection import (
     COMPARED,
     Example,
@@ -25,6 +24,7 @@ from selection.inspection import (
 )
 from selection.pages import Histogram
 from selection.terminal import aligned, plain, printable
+from selection.wording import human_bytes
 
 
 def lines(found: Inspection, width: int, examples: int) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selection import pages
-from selection.files import human_bytes, human_seconds
 from selection.inspection import (
     BRIEF,
     COMPARED,
@@ -21,6 +20,7 @@ from selection.inspection import (
     score_name,
     share_of,
 )
+from selection.wording import human_bytes, human_seconds
 
 
 def html(found: Inspection) -> str:

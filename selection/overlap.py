@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from selection.domains import Batches, domains_of, sampled
 from selection.errors import InputError, NearkinError
-from selection.files import human_seconds, text_bytes
+from selection.files import text_bytes
 from selection.plotting import heat_map, require_plots, save
 from selection.reading import is_blank
 from selection.terminal import aligned
+from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
 

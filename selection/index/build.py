@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
-from selection.files import release_memory, write_json
+from selection.files import write_json
 from selection.index import load_faiss
 from selection.index.blocks import Blocks, add_blocks, kept_blocks
 from selection.index.kinds import Vectors, empty_index
 from selection.index.kmeans import spherical_kmeans
 from selection.index.plan import IndexPlan, training_points
 from selection.index.tune import draw_probes, effort_for, tune
+from selection.memory import release_memory
 from selection.store import IndexEntry, Store
 
 log = logging.getLogger(__name__)

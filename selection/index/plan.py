@@ -18,7 +18,6 @@ import numpy as np
 from selection.corpus import SHARD_ROWS
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
-from selection.files import current_memory, human_bytes, human_seconds
 from selection.index import trial
 from selection.index.blocks import AT, BLOCK_BYTES, CANDIDATES_HELD, in_batch
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
@@ -26,6 +25,8 @@ from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind, Vectors
 from selection.index.kmeans import ITERATIONS
 from selection.index.pilot import FEW_LISTS, LENGTHS, Pilot, Reach, drawn
 from selection.index.tune import DEPTHS, PROBES, share_of_lists
+from selection.memory import current_memory
+from selection.wording import human_bytes, human_seconds
 
 AFFORDABLE = 60.0
 QUERIES = 10_000

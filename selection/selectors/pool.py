@@ -22,7 +22,7 @@ from selection.errors import StoreError
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
-from selection.querying import open_encoder, slug_held
+from selection.slugs import open_encoder, slug_held
 from selection.store import Store
 from selection.task import Task
 from selection.task_vectors import encode_task

@@ -1,0 +1,54 @@
+"""Which of a store's encoders is meant: by its slug, by its model, or because it is the only one."""
+
+from __future__ import annotations
+
+from selection.encoders import same_model, slug_of
+from selection.errors import StoreError
+from selection.store import Store
+
+
+def open_encoder(store: Store, encoder: str | None) -> str:
+    """The slug of the store's encoder: the named one, or the only one.
+
+    Raises:
+        StoreError: the store has no embeddings, or was written by another encoder, or has several and none is named.
+    """
+    have = store.manifest.in_use
+    if not have:
+        raise StoreError(f"{store.path} has no embeddings yet: run `nearkin build {store.path}`")
+    if encoder is None:
+        if len(have) > 1:
+            raise StoreError(f"{store.path} has embeddings by {', '.join(have)}: choose one with --encoder")
+        return have[0]
+    if encoder in store.manifest.encoders:
+        return encoder
+    if (slug := slug_held(store, encoder)) is not None:
+        return slug
+    alike = slug_of(encoder)  # by name, of another folder
+    told = [f"{one} ({store.manifest.encoders[one].model})" if one == alike else one for one in have]
+    raise StoreError(
+        f"{store.path} was written by {', '.join(told)}, not by {encoder}: "
+        f"name that one, or run `nearkin build {store.path} --encoder {encoder}` first"
+    )
+
+
+def slug_held(store: Store, model: str, precision: str = "exact") -> str | None:
+    """The slug of the store's encoder of this very model, not of one with the same last name; None where none is."""
+    slug = slug_of(model, precision)
+    entry = store.manifest.encoders.get(slug)
+    return slug if entry is not None and same_model(entry.model, model) else None
+
+
+def check_slug(store: Store, slug: str, model: str, fingerprint: str | None = None) -> None:
+    """Raises StoreError where another model of the same last name has embeddings as `slug`, which would be lost.
+
+    Args:
+        fingerprint: the encoder's; where it is the entry's, a model was only moved.
+    """
+    entry = store.manifest.encoders.get(slug)
+    if entry is None or not entry.shards or entry.fingerprint == fingerprint or same_model(entry.model, model):
+        return
+    raise StoreError(
+        f"{store.path} has embeddings {slug} by {entry.model}, and those by {model} would take their place: "
+        "give the folder of one of the two models another name, or build another store"
+    )
