@@ -16,7 +16,8 @@ from selection.models import DEFAULT_ENCODER
 if TYPE_CHECKING:
     from benchmarks.results import Row
 
-PATHS = ("exact", "bf16", "int8", "static")
+COMPILED = "compiled"
+PATHS = ("exact", "bf16", COMPILED, "int8", "static")
 PARTS = ("masked LM", "finetuning")
 
 
@@ -60,7 +61,11 @@ def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--device")
     parser.add_argument(
-        "--paths", nargs="+", choices=PATHS, default=PATHS, help="which of nearkin's own (default: all)"
+        "--paths",
+        nargs="+",
+        choices=PATHS,
+        default=PATHS,
+        help="which of nearkin's own; compiled is bf16 on a GPU (default: all)",
     )
     parser.add_argument(
         "--min-recall", type=share, default=0.0, help="take the first int8 candidate that reaches it (default: any)"

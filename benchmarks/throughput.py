@@ -26,13 +26,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.commands import PATHS
+from benchmarks.commands import COMPILED, PATHS
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder
 from selection.devices import suit_cuda
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load_encoder
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
+from selection.encoders.transformer import TransformerEncoder
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec, ingest
 from selection.memory import peak_memory
@@ -86,7 +87,8 @@ def throughput(
 
     Returns:
         One row a path: ``path``, ``passages_s``, ``tokens_s`` (medians), ``ratio`` to sentence-transformers,
-        ``of_ceiling`` (model FLOP/s over the float32 matrix peak measured in this run; None for static paths),
+        ``of_ceiling`` (model FLOP/s over the matrix peak measured in this run, float32 on a CPU, bfloat16 elsewhere;
+        None for static paths),
         ``memory_mb``, ``recall_50``, ``recall_20``, ``cosine``, ``cosine_min`` (with the exact vectors), ``fit_s``.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +117,7 @@ def throughput(
                 found[name] = build()
         exact = found[PLAIN].vectors()
         vectors = {name: path.vectors() for name, path in found.items()}
-        ceiling, work = matrix_ceiling(), bench.flops()
+        ceiling, work = matrix_ceiling(bench.device), bench.flops()
         for path in found.values():
             path.run()  # warm
         median, _ = alternate({name: path.run for name, path in found.items()}, rounds, say)
@@ -133,7 +135,7 @@ def throughput(
                 "passages_s": speed,
                 "tokens_s": speed * bench.tokens,
                 "ratio": speed / base,
-                "of_ceiling": speed * work / ceiling if runs_model and bench.device == "cpu" else None,
+                "of_ceiling": speed * work / ceiling if runs_model else None,
                 "memory_mb": memory[name],
                 "recall_50": neighbour_recall(vectors[name], exact, NEIGHBOURS),
                 "recall_20": neighbour_recall(vectors[name], exact, 20),
@@ -145,17 +147,18 @@ def throughput(
     return rows
 
 
-def matrix_ceiling() -> float:
-    """FLOP/s of this machine's float32 matrix product, the best of several."""
+def matrix_ceiling(device: str) -> float:
+    """FLOP/s of a matrix product, the best of several: a CPU's in float32, another device's in bfloat16."""
     import torch
 
-    a, b = torch.randn(2048, 1536), torch.randn(1536, 1536)
+    rows, width, dtype = (2048, 1536, torch.float32) if device == "cpu" else (16_384, 8192, torch.bfloat16)
+    a, b = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(width, width, device=device, dtype=dtype)
     best = np.inf
     for _ in range(10):
         start = time.perf_counter()
-        torch.mm(a, b)
+        torch.mm(a, b)[-1, -1].item()  # which waits for the device
         best = min(best, time.perf_counter() - start)
-    return 2 * 2048 * 1536 * 1536 / best
+    return 2 * rows * width * width / best
 
 
 class _Bench:
@@ -209,10 +212,12 @@ class _Bench:
     def nearkin(self, name: str, min_recall: float, say: Callable[[str], None]) -> _Path:
         """The build's embedding stage, with an encoder that was chosen and fitted on other passages."""
         store = _store(self.scratch / "fitting", self.others)
-        static = name == "static"
+        static, compiled = name == "static", name == COMPILED
+        if compiled and self.device == "cpu":
+            raise NearkinError("a build compiles an encoder on a GPU alone")
         wanted = Wanted(
             STATIC + self.encoder if static else self.encoder,
-            None if static else name,
+            None if static else "bf16" if compiled else name,
             device=self.device,
             min_recall=min_recall,
         )
@@ -220,7 +225,9 @@ class _Bench:
         with store.lock():
             chosen = choose_encoder(store, wanted, say).encoder
             store.save()
-        fit = time.perf_counter() - start if static or name == "int8" else 0.0
+        if compiled and not (isinstance(chosen, TransformerEncoder) and chosen.compile()):
+            raise NearkinError("torch cannot compile this model here")
+        fit = time.perf_counter() - start if static or compiled or name == "int8" else 0.0
         texts = self.many if static else self.texts
         path = self.scratch / f"{name}.parquet"
         pq.write_table(pa.table({"text": texts}), path)
@@ -254,7 +261,10 @@ def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
         [(slug, entry)] = target.manifest.encoders.items()
         folder = scratch / "fitting" / "encoders" / slug
         arguments = (entry.model, entry.precision, device, entry.max_tokens, entry.settings["engine"])
-        _embed_anew(target, load_encoder(*arguments, folder if folder.exists() else None))
+        chosen = load_encoder(*arguments, folder if folder.exists() else None)
+        if kind == COMPILED and isinstance(chosen, TransformerEncoder):
+            chosen.compile()
+        _embed_anew(target, chosen)
         return peak_memory()
     strings = pq.read_table(scratch / "sample.parquet")["text"].to_pylist()
     if name in (DISTILLED, MEANS):

@@ -47,6 +47,7 @@ TRIAL_FROM = 2000
 TRIAL_SECONDS = 2.0
 TRIAL_PASSAGES = 1024
 GPU_TRIAL_PASSAGES = 16_384  # fewer leave a GPU waiting for its next batch
+COMPILE_FROM = 300.0  # seconds of encoding from which compiling, about a minute, may pay
 INT8_PASSAGES = 2048
 STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
@@ -196,12 +197,14 @@ class _Chooser:
         return Choice(encoder, tokens, passages * tokens / speed / self._gpus)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
-        """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
+        """An unfitted encoder in torch; where that is faster, compiled on a GPU, or in OpenVINO on a CPU."""
         known = self.store.manifest.encoders.get(spec.slug)
         engine = known.settings.get("engine") if known else None
         model = (spec.model, spec.precision, self.device, spec.max_tokens)
         choice = self._tried(load_encoder(*model, engine or "torch"))
-        if engine or not self.on_cpu or not openvino_engine.available() or choice.seconds is None:
+        if not self.on_cpu:
+            return self._compiled(choice)
+        if engine or not openvino_engine.available() or choice.seconds is None:
             return choice
         in_torch = choice.seconds
         del choice  # one model in memory at a time
@@ -218,6 +221,22 @@ class _Chooser:
         seconds = f"torch {human_seconds(in_torch)}, openvino {human_seconds(in_openvino)}"
         self.report(f"trial   {spec.slug}, all passages: {seconds}; {taken}")
         return choice
+
+    def _compiled(self, choice: Choice) -> Choice:
+        """The same encoder, compiled where much is to be done and a trial finds that faster."""
+        encoder = choice.encoder
+        if (choice.seconds or 0.0) < COMPILE_FROM or not isinstance(encoder, TransformerEncoder):
+            return choice
+        self.report(f"compile {encoder.slug} for {self.device or best_device()}")
+        if not encoder.compile():
+            return choice
+        compiled = self._tried(encoder)
+        faster = (compiled.seconds or 0.0) < (choice.seconds or 0.0)
+        if not faster:
+            encoder.undo_compile()
+        seconds = f"{human_seconds(choice.seconds or 0)}, compiled {human_seconds(compiled.seconds or 0)}"
+        self.report(f"trial   {encoder.slug}, all passages: {seconds}; {'compiled' if faster else 'plain'} is taken")
+        return compiled if faster else choice
 
     def _fitted(self, spec: EncoderSpec) -> Choice:
         """A fitted encoder: the store's, or a new one."""

@@ -21,6 +21,7 @@ from selection.choosing import stored_encoder
 from selection.devices import devices_of
 from selection.embedding import Finished, Work, embed_here
 from selection.encoders import Encoder
+from selection.encoders.transformer import TransformerEncoder
 from selection.errors import NearkinError, StoreError
 from selection.store import FileEntry, Store
 
@@ -58,7 +59,8 @@ def embed_elsewhere(
     names, made = context.SimpleQueue(), context.SimpleQueue()
     for name in devices:
         names.put(name)
-    pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, store.path, encoder.slug))
+    compiled = isinstance(encoder, TransformerEncoder) and encoder.compiled
+    pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, store.path, encoder.slug, compiled))
     again = f"run `nearkin build {store.path}` to go on from what is finished"
     try:
         size = max(1, min(JOBS_AT_ONCE, len(jobs) // (4 * len(devices))))  # small enough to end together
@@ -88,15 +90,18 @@ def embed_elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open(names: Any, made: Any, path: Path, slug: str) -> None:
-    """Runs once in each process: the store and the encoder on the next device."""
+def _open(names: Any, made: Any, path: Path, slug: str, compiled: bool) -> None:
+    """Runs once in each process: the store and the encoder on the next device, compiled where the parent's is."""
     import torch
 
     device = names.get()
     if device == "cpu":
         torch.set_num_threads(1)
     store = Store(path)
-    _mine.update(made=made, store=store, encoder=stored_encoder(store, slug, device))
+    encoder = stored_encoder(store, slug, device)
+    if compiled and isinstance(encoder, TransformerEncoder):
+        encoder.compile()
+    _mine.update(made=made, store=store, encoder=encoder)
 
 
 def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> None:

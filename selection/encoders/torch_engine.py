@@ -38,7 +38,25 @@ class TorchEngine:
     def __init__(self, model: SentenceTransformer, pad: int) -> None:
         self._model, self._pad, self._device = model.eval(), pad, model.device
         self._budget = BUDGET.get(self._device.type, OTHER_BUDGET)
+        self._rows = 1  # the fewest of a batch
         self.dim = int(model.get_embedding_dimension())
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Has torch compile the transformer, once for batches of any shape: what lies between products is fused.
+
+        It is done at the first batch, in about a minute. `plain` undoes it.
+        """
+        import torch
+
+        # sentence-transformers calls forward itself, so what Module.compile changes would go unnoticed.
+        transformer: Any = self._model[0].auto_model
+        transformer.forward = torch.compile(transformer.forward, dynamic=True, backend=backend)
+        self._rows = 2  # for one row torch would compile it again
+
+    def plain(self) -> None:
+        """Undoes `compile`."""
+        vars(self._model[0].auto_model).pop("forward", None)
+        self._rows = 1
 
     def run(self, inputs: Ragged, tick: Tick) -> npt.NDArray[np.float32]:
         import torch
@@ -69,8 +87,11 @@ class TorchEngine:
         waiting: deque[tuple[npt.NDArray[np.int64], torch.Tensor]] = deque()
         with torch.inference_mode():
             for batch in batches(inputs.take(rows), self._budget, self._pad):
-                features = {"input_ids": self._on_device(batch.ids), "attention_mask": self._on_device(batch.mask)}
-                waiting.append((rows[batch.rows], self._model(features)["sentence_embedding"].float()))
+                count = len(batch.rows)
+                times = -(-self._rows // count)
+                ids, mask = (self._on_device(np.tile(values, (times, 1))) for values in (batch.ids, batch.mask))
+                vectors = self._model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+                waiting.append((rows[batch.rows], vectors[:count].float()))
                 while len(waiting) > ahead:
                     collect(*waiting.popleft())
             while waiting:

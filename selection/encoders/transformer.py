@@ -10,6 +10,7 @@ remote code is run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AGREES = 0.998  # least cosine of a probe's vectors
 PROBE = ("a probe", "Texts of several lengths, one of them cut: 3.14 (naïve)!", "word " * 700)
 
 
@@ -69,6 +71,7 @@ class TransformerEncoder:
         self._strip = self._tokenizer is not None and not self._tokenizer.by_words
         self.pad = int(getattr(self.pipeline.tokenizer, "pad_token_id", 0) or 0)
         self._engine: Engine | None = None
+        self.compiled = False
         if self._tokenizer is not None:
             source = quantized or (openvino_engine.convert(self.pipeline) if engine == "openvino" else None)
             self._engine = (
@@ -84,6 +87,33 @@ class TransformerEncoder:
         self.engine = self._engine.name if self._engine else "sentence-transformers"
         if on_cpu:
             self.pipeline.to("meta")  # the graph has its own copy of the weights
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> bool:
+        """Compiles a torch engine for the device, a minute's work; False, and nothing has changed, where it cannot be.
+
+        Args:
+            backend: one of torch.compile's.
+        """
+        if self.compiled or not isinstance(self._engine, TorchEngine):
+            return self.compiled
+        texts = pa.array(PROBE)
+        plain = self.encode(texts)
+        self._engine.compile(backend)
+        try:
+            close = float((self.encode(texts) * plain).sum(axis=1).min())
+        except Exception as error:  # whatever a compiler and its own tools fail with
+            log.info("%s cannot be compiled: %s", self.model, error)
+            close = 0.0
+        self.compiled = close >= AGREES
+        if not self.compiled:
+            self._engine.plain()
+        return self.compiled
+
+    def undo_compile(self) -> None:
+        """The engine as it was before `compile`."""
+        if self.compiled and isinstance(self._engine, TorchEngine):
+            self._engine.plain()
+        self.compiled = False
 
     def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
         if self._engine is None or self._tokenizer is None:
@@ -128,9 +158,9 @@ class TransformerEncoder:
         """Whether tokens, batches and engine give the model's own vectors of a probe."""
         texts = pa.array(PROBE)
         close = (self.encode(texts) * self._plain(texts)).sum(axis=1).min()
-        if close < 0.998:
+        if close < AGREES:
             log.info("%s: its own encode is used (cosine %.3f with the batched path)", self.model, close)
-        return bool(close >= 0.998)
+        return bool(close >= AGREES)
 
 
 def load_pipeline(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from selection import choosing, embedding, workers
 from selection.building import build
-from selection.choosing import Wanted, draw, stored_encoder
+from selection.choosing import Choice, Wanted, choose_encoder, draw, stored_encoder
 from selection.devices import gpu_count
 from selection.embedding import Embeddings
 from selection.encoders import EncoderSpec, load_encoder, openvino_engine, transformer
@@ -91,6 +93,51 @@ def test_batches_are_halved_until_they_fit_the_memory(
     engine._model = lambda features: small(features | {"input_ids": torch.zeros(2000)})  # type: ignore[assignment]
     with pytest.raises(NearkinError, match="cpu has too little memory"):
         encoder.encode(texts)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_it_gives_the_same_vectors(
+    backend: str, texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path
+) -> None:
+    graphs: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    plain = encoder.encode(texts)
+    assert encoder.compile(counted)
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    np.testing.assert_array_equal(encoder.encode(texts.slice(3, 1)), encoder.encode(texts.slice(3, 1)))
+    assert len(graphs) <= 2  # for all shapes, a single row among them
+    encoder.undo_compile()
+    np.testing.assert_array_equal(encoder.encode(texts), plain)
+
+
+def test_an_encoder_that_cannot_be_compiled_stays_as_it_was(texts: pa.Array, tiny_encoder: Path) -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        raise RuntimeError("no compiler")
+
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    plain = encoder.encode(texts)
+    assert not encoder.compile(broken)
+    assert not encoder.compiled
+    np.testing.assert_array_equal(encoder.encode(texts), plain)
+
+
+def test_on_a_gpu_the_faster_of_plain_and_compiled_is_taken_for_long_work(
+    store: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([90.0, 60.0, 90.0, 120.0, 20.0])
+    monkeypatch.setattr(choosing, "best_device", lambda: "cuda")
+    monkeypatch.setattr(choosing._Chooser, "_tried", lambda self, encoder: Choice(encoder, 100.0, next(seconds)))
+    monkeypatch.setattr(choosing, "COMPILE_FROM", 30.0)
+    monkeypatch.setattr(TransformerEncoder, "compile", partialmethod(TransformerEncoder.compile, "eager"))
+    chosen = [choose_encoder(Store(store), Wanted(str(tiny_encoder))) for _ in range(3)]
+    assert [choice.seconds for choice in chosen] == [60.0, 90.0, 20.0]
+    encoders = [choice.encoder for choice in chosen]
+    assert [isinstance(one, TransformerEncoder) and one.compiled for one in encoders] == [True, False, False]
 
 
 def test_fingerprint_is_the_same_whatever_the_engine(tiny_encoder: Path) -> None:
