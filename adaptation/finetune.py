@@ -149,43 +149,61 @@ def finetune(
     Raises:
         InputError: see `load_labelled`.
         ModelError: a model that cannot be loaded.
-        NearkinError: `out` holds results of another model, task or settings; a loss that is not a number.
+        NearkinError: `out` holds results of another model, task or settings, or another process is at work there; a
+            loss that is not a number.
     """
     settings, out = settings or FinetuneSettings(), Path(out)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
-    from adaptation.classifier import Finetuning
     from adaptation.loading import transformer_folder
-    from adaptation.precision import use_bf16
-    from adaptation.training import repeatable
+    from adaptation.training import alone_at, repeatable
 
     labelled, folder = load_labelled(task), transformer_folder(model)
-    metric = settings.metric or metric_of(labelled.task.name)
-    identity = _identity(folder, labelled, settings, metric)
+    with alone_at(out), repeatable():
+        return _finetune(model, folder, labelled, out, settings, overwrite, say)
+
+
+def _finetune(
+    model: str,
+    folder: Path,
+    task: LabelledTask,
+    out: Path,
+    settings: FinetuneSettings,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> FinetuneResult:
+    from adaptation.classifier import Finetuning
+    from adaptation.precision import use_bf16
+    from adaptation.training import of_first, processes
+
+    metric = settings.metric or metric_of(task.task.name)
+    identity = _identity(folder, task, settings, metric, processes().num_processes)
     done, bf16 = _done(out, identity, overwrite)
-    run = Finetuning(folder, labelled, settings, metric, use_bf16(settings.bf16) if bf16 is None else bf16, say)
+    bf16 = of_first(use_bf16(settings.bf16)) if bf16 is None else bf16
+    run = Finetuning(folder, task, settings, metric, bf16, say)
     left = [seed for seed in range(settings.seeds) if seed not in done]
-    examples = {split: len(table) for split, table in labelled.splits.items()}
+    examples = {split: len(table) for split, table in task.splits.items()}
     say(
-        f"{labelled.task.name}: {examples['train']} / {examples['dev']} / {examples['test']} examples, "
-        f"{len(labelled.labels)} classes, {metric}-F1; at most {run.epochs} epochs of {run.steps} steps for "
+        f"{task.task.name}: {examples['train']} / {examples['dev']} / {examples['test']} examples, "
+        f"{len(task.labels)} classes, {metric}-F1; at most {run.epochs} epochs of {run.steps} steps for "
         f"{len(left)} seeds{f' ({len(done)} done before)' if done else ''}"
     )
     if run.cut:
         say(f"{run.cut} of {sum(examples.values())} examples are longer than {run.max_tokens} tokens and cut")
-    if rare := labelled.rare():
+    if rare := task.rare():
         say(
             f"one training example only of {join(map(repr, rare))}: its F1 is luck, and weighs as much as any class's "
             "in macro-F1"
         )
     result = FinetuneResult(out, f"{metric}-F1", done)
     header = {
-        "model": model, "task": str(labelled.task.path), "task_name": labelled.task.name, "labels": labelled.labels,
+        "model": model, "task": str(task.task.path), "task_name": task.task.name, "labels": task.labels,
         "examples": examples, "identity": identity,
         "settings": asdict(settings)
         | {"epochs": run.epochs, "metric": metric, "bf16": run.bf16, "max_tokens": run.max_tokens},
+        "batch": {"processes": processes().num_processes, "each": run.per_device},
     }  # fmt: skip
-    with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
         for seed in left:
             classifier, done[seed], predicted = run.train(seed, Path(scratch))
             if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
@@ -193,7 +211,7 @@ def finetune(
                     classifier.save_pretrained(place)
                     run.fresh_tokenizer().save_pretrained(place)
             if run.is_main_process:
-                _keep_predictions(out / PREDICTIONS, seed, labelled, predicted, fresh=len(done) == 1)
+                _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
                 write_json(out / RESULT_FILE, header | _record(result))
     return result
 
@@ -216,9 +234,11 @@ def _keep_predictions(file: Path, seed: int, task: LabelledTask, predicted: npt.
         pq.write_table(table, aside)
 
 
-def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str) -> str:
+def _identity(folder: Path, task: LabelledTask, settings: FinetuneSettings, metric: str, processes: int) -> str:
     # The number of seeds is left out, so that more of them can be added to a finished run.
     shaping = asdict(settings) | {"seeds": None, "metric": metric}
+    if processes > 1:  # which draw other dropout, and may take other batches
+        shaping["processes"] = processes
     return fingerprint(model_fingerprint(folder), task.identity(), json.dumps(shaping, sort_keys=True))
 
 

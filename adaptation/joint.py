@@ -94,6 +94,7 @@ class JointTrainer(MaskedLMTrainer):
         batch = collate(self._task.pieces.__getitems__(rows), self._pad)
         labelled = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
         labels = labelled.pop("labels")
+        self.state.num_input_tokens_seen += int(labelled["attention_mask"].sum())
         with self.accelerator.autocast():  # which Trainer puts around the whole model's forward alone
             scores = getattr(model, HEAD)(model.base_model(**labelled).last_hidden_state[:, 0])
         total = cross_entropy(scores.float(), labels, reduction="sum")
@@ -101,7 +102,7 @@ class JointTrainer(MaskedLMTrainer):
 
     def _draw(self) -> list[int]:
         """Rows for the next micro-batch; a step's micro-batches take `JointTask.batch` together."""
-        step, micro = self.state.global_step, self.args.gradient_accumulation_steps
+        step, micro = self.state.global_step, self.current_gradient_accumulation_steps  # fewer at an epoch's end
         number = self._at[1] + 1 if self._at[0] == step else 0
         self._at = (step, number)
         count = self._task.batch // micro + (number < self._task.batch % micro)

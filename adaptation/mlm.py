@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
-from selection.files import TextFingerprint, atomic_folder, check_replaceable, fingerprint, write_json
+from selection.files import ASIDE, TextFingerprint, atomic_folder, check_replaceable, fingerprint, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 from selection.wording import human_seconds
@@ -154,7 +154,8 @@ def adapt(
     Raises:
         InputError: texts that cannot be used.
         ModelError: a model that cannot be loaded or has no masked-LM form.
-        NearkinError: `out` exists; settings that do not fit; a loss that is not a number.
+        NearkinError: `out` exists, or another process is at work there; settings that do not fit; a loss that is not a
+            number.
     """
     started = time.monotonic()
     settings, out = settings or AdaptSettings(), Path(out)
@@ -162,12 +163,13 @@ def adapt(
     # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
-    from adaptation.training import repeatable
+    from adaptation.training import alone_at, repeatable
 
     with repeatable():
         run = _Run(model, texts, out, settings, held_out, joint, guarded, say)
-        result = run.train(overwrite, started)
-    return result
+        with alone_at(out):
+            run.prepare()
+            return run.train(overwrite, started)
 
 
 class _Run:
@@ -187,8 +189,7 @@ class _Run:
         from transformers import set_seed
 
         from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder
-        from adaptation.masking import Epoch, Masker, Pieces
-        from adaptation.training import MaskedRows, processes
+        from adaptation.training import processes
 
         self.processes = processes()
         self.say = say if self.processes.is_main_process else logger.debug
@@ -199,14 +200,24 @@ class _Run:
         set_seed(settings.seed)
         self.model, self.new_head = load_masked_lm(self.folder)
         self.max_tokens = token_limit(settings.max_tokens, self.model.config, tokenizer)
-        self.text = read_training_text(
+        text = read_training_text(
             texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed, guarded=guarded
         )
+        self.text: TrainingText | None = text
+        self.counts, self.sources = text.counts(), text.sources
         self.micro = min(settings.micro_batch, max(settings.batch_size // self.processes.num_processes, 1))
         self.accumulate = max(round(settings.batch_size / (self.micro * self.processes.num_processes)), 1)
         self.work = out.with_name(out.name + ".work")
-        self.identity = self._identity()
-        self.progress: dict[str, Any] = self._prepare_work(tokenizer)
+        self.identity, self.tokenizer = self._identity(text), tokenizer
+
+    def prepare(self) -> None:
+        """Cuts the text into pieces, where an earlier call has not; from here on only those are held."""
+        from adaptation.masking import Epoch, Masker, Pieces
+        from adaptation.training import MaskedRows
+
+        settings, tokenizer = self.settings, self.tokenizer
+        self.progress: dict[str, Any] = self._prepare_work()
+        self.text = None
         self.bf16 = bool(self.progress["bf16"])
         data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
         self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
@@ -233,23 +244,24 @@ class _Run:
         found.add_head(self.model, getattr(self.model.config, "hidden_dropout_prob", 0.1), settings.seed)
         return found
 
-    def _identity(self) -> str:
+    def _identity(self, text: TrainingText) -> str:
         settings = {k: v for k, v in asdict(self.settings).items() if k != "checkpoint_minutes"}
         return fingerprint(
             model_fingerprint(self.folder),
-            TextFingerprint.of(self.text.train),
-            TextFingerprint.of(self.text.held_out),
+            TextFingerprint.of(text.train),
+            TextFingerprint.of(text.held_out),
             json.dumps(settings, sort_keys=True),
             f"{self.processes.num_processes} processes",
             self.task.identity() if self.task else "",
         )
 
-    def _prepare_work(self, tokenizer: Any) -> dict[str, Any]:
+    def _prepare_work(self) -> dict[str, Any]:
         from adaptation.precision import use_bf16
 
-        note = self.work / "progress.json"
+        note, text, tokenizer = self.work / "progress.json", self.text, self.tokenizer
+        assert text is not None
         if self.processes.is_main_process:
-            if self.work.exists() and not note.exists() and (not self.work.is_dir() or any(self.work.iterdir())):
+            if self.work.exists() and not note.exists() and not _is_left_empty(self.work):
                 raise NearkinError(
                     f"{self.work} is no unfinished training and in the way: move it, or name another --out"
                 )
@@ -261,8 +273,8 @@ class _Run:
                 self.work.mkdir(parents=True)
                 write_json(note, {"identity": None})  # tells whose folder it is, should tokenising be stopped
                 words = self.settings.whole_word
-                tokenise(self.text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
-                tokenise(self.text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
+                tokenise(text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
+                tokenise(text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
                 write_json(note, {"identity": self.identity, "bf16": use_bf16(self.settings.bf16)})
         self.processes.wait_for_everyone()
         return dict(json.loads(note.read_text(encoding="utf-8")))
@@ -277,10 +289,10 @@ class _Run:
             )
 
     def _say_plan(self, batch: int) -> None:
-        text = self.text
+        counts = self.counts
         self.say(
-            f"{len(text.train)} texts to train on ({text.duplicates} duplicates, {text.withheld} withheld left out), "
-            f"{len(text.held_out)} held out; {int(self.lengths.sum())} tokens in {len(self.pieces)} pieces "
+            f"{counts['train']} texts to train on ({counts['duplicates']} duplicates, {counts['withheld']} withheld "
+            f"left out), {counts['held_out']} held out; {int(self.lengths.sum())} tokens in {len(self.pieces)} pieces "
             f"of at most {self.max_tokens} ({self.split_texts} texts split)"
         )
         device = "CUDA" if self.processes.device.type == "cuda" else self.processes.device.type
@@ -315,7 +327,7 @@ class _Run:
         losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
         state = trainer.state
         result = AdaptResult(
-            self.out, losses, bool(self.new_head), len(self.text.train), len(self.pieces), self.split_texts,
+            self.out, losses, bool(self.new_head), self.counts["train"], len(self.pieces), self.split_texts,
             state.global_step, int(state.num_input_tokens_seen), taken, int(state.num_input_tokens_seen) - before,
             time.monotonic() - started,
         )  # fmt: skip
@@ -402,6 +414,11 @@ class _Run:
         self.say(f"held-out masked-LM loss after: {losses['after']:.4f}; model written to {self.out}")
 
 
+def _is_left_empty(work: Path) -> bool:
+    """Whether a folder holds nothing but what a killed run had begun to write."""
+    return work.is_dir() and all(file.name.endswith(ASIDE) for file in work.iterdir())
+
+
 def _tokens_at(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
@@ -410,16 +427,12 @@ def _tokens_at(checkpoint: Path | None) -> int:
 
 
 def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
-    text: TrainingText = run.text
     return {
         "model": run.name,
-        "texts": [asdict(source) for source in text.sources],
+        "texts": [asdict(source) for source in run.sources],
         "joint_task": str(run.task.task.path) if run.task else None,
-        "counts": {
-            "train": result.texts, "held_out": len(text.held_out), "duplicates": text.duplicates,
-            "withheld": text.withheld, "pieces": result.pieces, "split_texts": result.split_texts,
-            "tokens": int(run.lengths.sum()),
-        },
+        "counts": run.counts
+        | {"pieces": result.pieces, "split_texts": result.split_texts, "tokens": int(run.lengths.sum())},
         "settings": asdict(run.settings) | {"max_tokens": run.max_tokens, "bf16": run.bf16},
         "batch": {"processes": run.processes.num_processes, "micro": run.micro, "accumulation": run.accumulate},
         "new_head": result.new_head,

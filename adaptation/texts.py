@@ -1,8 +1,8 @@
 """The text that a masked LM is trained on: read, collapsed, held out, and cut into pieces of tokens.
 
-Everything up to the tokenizer is Arrow; the pieces lie in a memory-mapped Arrow file, so a corpus larger than memory
-in tokens is no trouble. A text longer than the model's input is split into pieces rather than cut off, since the end
-of a passage teaches as much as its beginning.
+Everything up to the tokenizer is Arrow, and in memory, some three times over while copies are collapsed. The pieces lie
+in a memory-mapped Arrow file, so training holds no text. A text longer than the model's input is split into pieces
+rather than cut off, since the end of a passage teaches as much as its beginning.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class TrainingText:
     sources: list[Source]
     duplicates: int
     withheld: int
+
+    def counts(self) -> dict[str, int]:
+        """How many texts: ``train``, ``held_out``, ``duplicates``, ``withheld``."""
+        counts = {"train": len(self.train), "held_out": len(self.held_out)}
+        return counts | {"duplicates": self.duplicates, "withheld": self.withheld}
 
 
 def read_training_text(
@@ -113,7 +118,7 @@ def _read_source(path: Path) -> tuple[str, pa.ChunkedArray, list[pa.ChunkedArray
 
 
 def _texts_of_file(path: Path) -> pa.ChunkedArray:
-    texts = texts_of(read_table(path), path)
+    texts = texts_of(read_table(path, "text"), path)
     texts = texts.filter(pc.invert(is_blank(texts)))
     if len(texts) == 0:
         raise InputError(f"{path} has no text")

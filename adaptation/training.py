@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -32,12 +33,14 @@ from adaptation.attention import suit_cpu
 from adaptation.batches import LengthGroupedBatches, Order
 from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, Masker, Pieces
 from selection.errors import NearkinError
+from selection.files import locked
 
 logger = logging.getLogger(__name__)
 
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
 WARMUP_SHARE = 0.06
 SPENT = "seconds.txt"
+PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **others: Any) -> Any:
@@ -68,6 +71,7 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         log_level_replica="error",
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
+        ddp_timeout=PATIENCE_SECONDS,
         dataloader_pin_memory=torch.cuda.is_available(),
         include_num_input_tokens_seen="non_padding",
         **ADAM,
@@ -88,7 +92,36 @@ def processes() -> Any:
     It is asked of TrainingArguments, since a state made without them takes several processes on CPUs for one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return TrainingArguments(output_dir=folder, report_to="none").distributed_state
+        patient = {"ddp_timeout": PATIENCE_SECONDS}  # while the first one tokenises
+        return TrainingArguments(output_dir=folder, report_to="none", **patient).distributed_state
+
+
+def of_first(value: bool) -> bool:
+    """What the first of the processes that train together says; a trial may end otherwise in another."""
+    together = processes()
+    if together.num_processes == 1:
+        return value
+    told = torch.tensor([value], dtype=torch.int32, device=together.device)
+    torch.distributed.broadcast(told, 0)
+    return bool(told.item())
+
+
+@contextmanager
+def alone_at(out: Path) -> Iterator[None]:
+    """Holds a lock beside an output folder; of processes that train together the first holds it for all.
+
+    Raises:
+        NearkinError: another training is at work there.
+    """
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"another training is at work in {out}: wait for it, or name another folder"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def last_checkpoint(work: Path) -> Path | None:

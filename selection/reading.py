@@ -165,8 +165,12 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def read_table(path: Path) -> pa.Table:
-    """A whole small file (a task split, an exclusion list) as one table, any readable format."""
+def read_table(path: Path, column: str | None = None) -> pa.Table:
+    """A whole small file (a task split, an exclusion list) as one table, any readable format.
+
+    Args:
+        column: of Parquet and Arrow files, only this one where they have it.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if kind_of(path) in COLUMNAR_KINDS:
@@ -174,7 +178,8 @@ def read_table(path: Path) -> pa.Table:
 
         file = open_columnar(path)
         try:
-            batches = list(file.batches(0, file.rows, None))
+            columns = [column] if column is not None and column in file.schema.names else None
+            batches = list(file.batches(0, file.rows, columns))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(path) from error
         return pa.Table.from_batches(batches, None if batches else file.schema)
