@@ -21,6 +21,7 @@ from selection.filling import Budget
 from selection.index.kinds import BY_NAME
 from selection.ingest import find_files
 from selection.models import model_fingerprint
+from selection.selectors.pool import Pool
 from selection.selectors.registry import find_selector
 from selection.slugs import open_encoder
 from selection.store import Store
@@ -116,7 +117,8 @@ class _Planner:
         settings = self.recipe.adapting(phase, part.schedule)
         of_domain = part.text in ("domain", "unrelated")
         # The dev texts measure all that is trained for the task, so that losses compare; a domain has its own share.
-        held_out = None if of_domain else task.task.path / "dev.jsonl"
+        # Where a set may hold dev texts to show what they bring, they are trained on.
+        held_out = None if of_domain or not part.guarded else task.task.path / "dev.jsonl"
         read = () if of_domain else ("train", "dev", "test") if part.has_task_text else ("dev",)
         return AdaptStep(
             f"{title} on {self._corpus_title(part, task) if of_domain else task.task.name}",
@@ -171,10 +173,13 @@ class _Planner:
     def _selected(self, part: Part, task: LabelledTask) -> SelectStep:
         store, method = self._store_for(part), part.method or "knn"
         budget = self.recipe.budget(part)
-        file = getattr(find_selector(method), "file", None)
+        selector = find_selector(method)
+        file = getattr(selector, "file", None)
         if file is None:
             self._check(budget, store)
-        return self._step(part, [task], method, budget=budget, inputs=[*self._whole_store(store), *_files(file)])
+        text_alone = getattr(selector, "text_alone", False) and self.recipe.near != "all"
+        read = self._texts(store, task.task) if text_alone else self._whole_store(store)
+        return self._step(part, [task], method, budget=budget, inputs=[*read, *_files(file)])
 
     def _check(self, budget: Budget, store: Store) -> None:
         try:
@@ -265,6 +270,11 @@ class _Planner:
         if self.store is None:
             raise NearkinError(f"phase {part.name} selects from a store: name one as store in the recipe or as --store")
         return self.store
+
+    def _texts(self, store: Store, task: Task) -> list[str]:
+        """What a method reads that asks for no vectors: all texts, and the tokenizer that counts a budget."""
+        texts = [f"{name}:{shard.text}" for name, _, shard in store.corpus.shards]
+        return [*texts, Pool(store, task, self.recipe.encoder).tokenizer]
 
     def _whole_store(self, store: Store) -> list[str]:
         """What a method may draw on: all texts, and the vectors of the encoder, or of all where none is named."""

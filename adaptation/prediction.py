@@ -32,6 +32,7 @@ from selection.tokens import count_tokens
 SAMPLE = 500
 FORWARD = 1 / 3  # of a forward and backward pass
 HEAD_ALONE = 1 / 2
+MEASURED_AT_ONCE = 8  # pieces of a trial pass that foretells how long a loss takes
 START = 0.5  # seconds to load a model and its text
 RANKED, ADMITTED = 40_000, 3_000  # passages a second, two cores: ranking the corpus; reading, guarding and writing
 
@@ -102,9 +103,10 @@ class Predictor:
             limit = self._limit(step.max_tokens)
             size = self._split(step.task, "dev")
             tokens = size.tokens(limit) * min(1, LOSS_DOCUMENTS / size.texts)
-            return Prediction(None, None, START + FORWARD * tokens * self._masked_lm(step.task, limit, "auto").token)
+            speed = self._masked_lm(step.task, limit, "off", MEASURED_AT_ONCE)  # losses are computed in float32
+            return Prediction(None, None, START + FORWARD * tokens * speed.token)
         assert isinstance(step, FinetuneStep)
-        return self._finetune(step)
+        return self.finetuning(step, step.settings.seeds - step.seeds_done(self.cache))
 
     def _adapt(self, step: AdaptStep) -> Prediction:
         settings, limit = step.settings, self._limit(step.settings.max_tokens)
@@ -114,7 +116,10 @@ class Predictor:
         steps = settings.max_steps or settings.epochs * epoch
         seen = steps * settings.batch_size * tokens / pieces if settings.max_steps else settings.epochs * tokens
         guide = step.task or step.sets[0].task
-        speed = self._masked_lm(guide, limit, settings.bf16)
+        speed = self._masked_lm(guide, limit, settings.bf16, settings.micro_batch)
+        if step.joint and step.task:  # and labelled examples, each step
+            train = self._split(step.task, "train")
+            seen += steps * settings.task_batch * train.cut(limit) / train.texts
         if step.held_out is not None:
             measured = self._split(guide, "dev").tokens(limit)
         else:
@@ -125,10 +130,10 @@ class Predictor:
             extra += HEAD_ALONE * warmup * (seen / steps) * speed.token
         return Prediction(steps, round(seen), START + seen * speed.token + steps * speed.step + extra)
 
-    def _finetune(self, step: FinetuneStep) -> Prediction:
+    def finetuning(self, step: FinetuneStep, runs: int) -> Prediction:
+        """What so many seeds take, whatever is there."""
         settings, limit = step.settings, self._limit(step.settings.max_tokens)
         train, dev, test = (self._split(step.task, split) for split in ("train", "dev", "test"))
-        runs = settings.seeds - step.seeds_done(self.cache)
         each = math.ceil(train.texts / settings.batch_size)
         epochs = settings.passes(int(train.texts), each)
         steps, seen = epochs * each, epochs * train.cut(limit)
@@ -196,19 +201,22 @@ class Predictor:
     def _new_head(self) -> bool:
         return bool(load_masked_lm(self.folder)[1])
 
-    def _masked_lm(self, task: Path, limit: int, bf16: str) -> Speed:
-        if "masked LM" not in self._speeds:
+    def _masked_lm(self, task: Path, limit: int, bf16: str, at_once: int) -> Speed:
+        like = f"masked LM, {limit} tokens, {bf16}, {at_once} at once"
+        if like not in self._speeds:
             texts = self._task(task).splits["train"]["text"]
-            self._speeds["masked LM"] = masked_lm_speed(self.folder, texts.take(_spread(len(texts))), limit, bf16)
-        return self._speeds["masked LM"]
+            some = texts.take(_spread(len(texts)))
+            self._speeds[like] = masked_lm_speed(self.folder, some, limit, bf16, at_once)
+        return self._speeds[like]
 
     def _classifier(self, step: FinetuneStep) -> Speed:
-        if "classifier" not in self._speeds:
+        like = f"classifier, {step.settings.batch_size} at once, {step.settings.max_tokens}, {step.settings.bf16}"
+        if like not in self._speeds:
             task = self._task(step.task)
             few = {split: table.take(_spread(len(table))) for split, table in task.splits.items()}
             few_of_it = LabelledTask(task.task, task.labels, few)
-            self._speeds["classifier"] = classifier_speed(self.folder, few_of_it, step.settings)
-        return self._speeds["classifier"]
+            self._speeds[like] = classifier_speed(self.folder, few_of_it, step.settings)
+        return self._speeds[like]
 
 
 def _spread(count: int) -> pa.Array:

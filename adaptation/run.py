@@ -20,7 +20,7 @@ from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
 from selection.errors import NearkinError
-from selection.files import locked, sweep, write_json
+from selection.files import locked, write_json
 from selection.models import quiet_libraries
 from selection.terminal import aligned
 from selection.versions import versions
@@ -112,7 +112,6 @@ def run(
         return RunResult([], None, time.monotonic() - started)
     with locked(recipe.out / ".lock", f"another run is at work in {recipe.out}: wait for it, or name another --out"):
         cache.mkdir(parents=True, exist_ok=True)
-        sweep(cache)
         predicted = _predict(recipe, plan, cache, say)
         rows = _Runner(recipe, plan, cache, predicted, say).run()
     return RunResult(rows, recipe.out / RESULT_FILE, time.monotonic() - started)
@@ -143,18 +142,28 @@ class _Runner:
         self.told: set[str] = set()
 
     def run(self) -> list[Row]:
-        rows: list[Row] = []
         for chosen in (chosen for arm in self.plan.arms for chosen in arm.selects):
             self._step(chosen)
         for arm in self.plan.arms:
             for step in arm.steps:
                 self._step(step)
-            rows.append(row_of(arm, self.cache, self.there))
-            write_json(
-                self.recipe.out / RESULT_FILE,
-                {"recipe": _plain(self.recipe), "rows": [asdict(row) for row in rows], "versions": versions()},
-            )
-        return rows
+            self._write()
+        return self._rows()
+
+    def _rows(self) -> list[Row]:
+        """Of every arm that is done, in this run or before it."""
+        done = [arm for arm in self.plan.arms if all(step.is_done(self.cache) for step in arm.steps)]
+        return [row_of(arm, self.cache, self.there) for arm in done]
+
+    def _write(self) -> None:
+        """Writes what is done; rows of other phases and tasks stay where nothing else of the recipe has changed."""
+        file, recipe = self.recipe.out / RESULT_FILE, _plain(self.recipe)
+        planned = {(arm.task, arm.phase.name) for arm in self.plan.arms}
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"recipe": {}, "rows": []}
+        same = _without_choice(known["recipe"]) == json.loads(json.dumps(_without_choice(recipe)))
+        others = [row for row in known["rows"] if same and (row["task"], row["phase"]) not in planned]
+        rows = [asdict(row) for row in self._rows()]
+        write_json(file, {"recipe": recipe, "rows": rows + others, "versions": versions()})
 
     def _step(self, step: Step) -> None:
         if step.key in self.told:
@@ -218,6 +227,11 @@ def row_of(arm: Arm, cache: Path, there: set[str]) -> Row:
         [f"{step.kind} {step.title}" for key, step in steps.items() if key in there],
         {f"{step.kind} {step.title}": step.folder(cache).name for step in steps.values()},
     )
+
+
+def _without_choice(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without what may differ between calls that add to each other."""
+    return {name: value for name, value in recipe.items() if name not in ("phases", "tasks", "seeds", "settings")}
 
 
 def _part(step: AdaptStep, record: dict[str, Any]) -> dict[str, Any]:

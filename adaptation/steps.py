@@ -27,12 +27,12 @@ from adaptation import finetune as finetuning
 from adaptation import mlm
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
-from selection.files import fingerprint, locked, write_json
+from selection.files import fingerprint, locked, sweep, write_json
 from selection.filling import Budget
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"  # raised where a step comes to give another result for the same inputs
+FORMAT = "2"  # raised where a step comes to give another result for the same inputs
 LOSS_DOCUMENTS = 1000
 
 Say = Callable[[str], None]
@@ -69,6 +69,7 @@ class Step(ABC):
         busy = f"another run that shares {cache} is at {self.kind} {self.title}: wait for it, and start this again"
         with locked(cache / ".locks" / self.folder(cache).name, busy):
             if not self.is_done(cache):
+                sweep(cache, self.folder(cache).name)
                 self.run(cache)
 
     @cached_property
@@ -175,6 +176,10 @@ class AdaptStep(Step):
 
     def shape(self) -> dict[str, Any]:
         settings = {**asdict(self.settings), "checkpoint_minutes": None}
+        if not self.joint:
+            settings |= {"task_batch": None, "task_weight": None}
+        if self.held_out is not None:
+            settings["held_out"] = None
         sets = [chosen.key for chosen in self.sets]
         joint = {"joint": True} if self.joint else {}
         return {"before": self.before.key, "task": self.task is not None, "sets": sets, "settings": settings, **joint}

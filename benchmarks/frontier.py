@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from benchmarks.selectors import time_selection
 from benchmarks.significance import gain
 from selection.choosing import stored_encoder
 from selection.encoders import cascade_model
-from selection.files import locked, sweep, write_json
+from selection.files import fingerprint, locked, write_json
 from selection.models import quiet_libraries
 from selection.selectors.registry import method_names
 from selection.slugs import open_encoder
@@ -130,7 +130,7 @@ class _Grid:
         self.recipe, self.out, self.cache, self.command, self.say = recipe, out, cache, command, say
         ordered = sorted(arms, key=lambda arm: recipe.phases.index(arm.phase))
         self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
-        self.grid = _shape(recipe)
+        self.grid = _shape(recipe, ordered[0])
         self.rows = read_rows(out)
         self.commit = _commit()
         self._embedding: float | None = None
@@ -141,7 +141,6 @@ class _Grid:
         left = [cell for cell in self.cells if _place(*cell) not in mine]
         if left:
             self.cache.mkdir(parents=True, exist_ok=True)
-            sweep(self.cache)
             for arm, _ in left:  # before any training: it takes little, and what is wrong with a set shows early
                 self._select(arm)
             predicted = self._predict(left)
@@ -157,7 +156,7 @@ class _Grid:
                 self.say(
                     f"[{number}/{len(left)}] {arm.task}, {arm.phase.name}, seed {seed}: test {row['test']:.2f}; "
                     f"{human_seconds(taken)} so far, {human_seconds(foreseen)} predicted for it, "
-                    f"about {human_seconds(taken / foreseen * sum(predicted[number:]))} to come"
+                    f"about {human_seconds(taken / max(foreseen, 1e-9) * sum(predicted[number:]))} to come"
                 )
         mine = self._mine()
         return [mine[_place(*cell)] for cell in self.cells]
@@ -185,7 +184,12 @@ class _Grid:
         shared = [cell for cell in self.cells if _place(*cell) not in mine and _key(*cell) in known]
         about = {"grid": self.grid, "command": self.command, **self._about()}
         if shared:
-            self._enter(*(known[_key(arm, seed)] | about | {"phase": arm.phase.name} for arm, seed in shared))
+            keys, tasks = {_key(*cell) for cell in shared}, {arm.task for arm, _ in self.cells}
+            # A task under another name than before is still one task.
+            renamed = [self._own(row) is not None and row["task"] not in tasks for row in self.rows]
+            self.rows = [r for r, gone in zip(self.rows, renamed, strict=True) if not (gone and r["key"] in keys)]
+            names = [{"task": arm.task, "phase": arm.phase.name} for arm, _ in shared]
+            self._enter(*(known[_key(*cell)] | about | name for cell, name in zip(shared, names, strict=True)))
 
     def _about(self) -> Row:
         return {"model": self.recipe.model, "preset": self.recipe.preset, "budget": self.recipe.tokens}
@@ -199,8 +203,8 @@ class _Grid:
             fresh = {
                 step.key: step for step in arm.steps if not isinstance(step, FinetuneStep) and step.key not in seen
             }
-            one = replace(arm.finetune, settings=replace(arm.finetune.settings, seeds=1))
-            seconds.append(sum(predictor.predict(step).seconds for step in (*fresh.values(), one)))
+            before = sum(predictor.predict(step).seconds for step in fresh.values())
+            seconds.append(before + predictor.finetuning(arm.finetune, 1).seconds)
             seen |= fresh.keys()
         return seconds
 
@@ -306,8 +310,8 @@ def _place(arm: Arm, seed: int) -> Place:
     return arm.task, arm.phase.name, seed
 
 
-def _shape(recipe: Recipe) -> str:
-    """All of a recipe that shapes cells but tasks and phases, as JSON."""
+def _shape(recipe: Recipe, arm: Arm) -> str:
+    """All that shapes cells but tasks and phases, as JSON: settings, the model's files, the store's texts."""
     names = ("seed", "k", "tokens", "docs", "domain", "unrelated", "curated", "transfer", "encoder", "near")
     base = Phase(())
     settings = {
@@ -316,15 +320,22 @@ def _shape(recipe: Recipe) -> str:
     }  # fmt: skip
     for table, unshaping in (("adapt", "checkpoint_minutes"), ("dapt", "checkpoint_minutes"), ("finetune", "seeds")):
         settings[table].pop(unshaping)
-    return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase})
+    texts = [f"{name}:{shard.text}" for name, _, shard in Store(recipe.store).corpus.shards] if recipe.store else []
+    content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16]}
+    return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase} | content)
 
 
 def _commit() -> str:
-    """The commit of this source tree, or nothing where there is none."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return told.stdout.strip() if told.returncode == 0 else ""
+    """The commit of this source tree; nothing where it is none, as in an installed package, or where git is missing."""
+    tree = Path(__file__).parent.parent
+    try:
+        said = [
+            subprocess.run(["git", *command], cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (("rev-parse", "--show-toplevel"), ("describe", "--always", "--dirty"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said[1] if Path(said[0]).resolve() == tree.resolve() else ""
 
 
 def scores(rows: Sequence[Row], phase: str, split: str = "test") -> dict[str, dict[int, float]]:

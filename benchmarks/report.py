@@ -135,7 +135,8 @@ class Grid:
             for point, over in zip(front, before, strict=False)
         ]
         first = f"Of selection and training (the corpus embedded already), nothing cheaper is as good as {join(said)}."
-        pairs = max((g.pairs for by in self.gains.values() if (g := by["none"]) is not None), default=0)
+        over_none = (self.gain(phase, "none", self.compared) for phase in self.phases)
+        pairs = max((found.pairs for found in over_none if found is not None), default=0)
         if pairs > 0 and 2 ** (1 - pairs) > NOISE:
             few = f"{pairs} pairs of runs p cannot" if pairs > 1 else "one pair of runs p cannot"
             first += f" With {few} fall below {2.0 ** (1 - pairs):.2g}: run more tasks or seeds."

@@ -108,7 +108,7 @@ def _notes(found: Report) -> str:
         said.append(f"The file holds {len(found.grids)} grids ({names}). This is number {found.number}{newest}.")
     if leaks := [phase for phase in found.grid.phases if UNGUARDED in phase]:
         said.append(
-            f"{join(leaks)}: trained on text that holds dev and test texts. They show what contamination would buy, "
+            f"{join(leaks)}: trained on sets that may hold dev and test texts. They show what contamination would buy, "
             "are no results, and are left out of plots and means."
         )
     if found.grid.lacking:
@@ -127,7 +127,14 @@ def _plots(grid: Grid) -> str:
         "Mean F1 over tasks and seeds; names without -TAPT. Nothing cheaper is as good as the points that are joined."
     )
     if spread:
-        said += f" A seed's standard deviation is {np.mean(spread):.1f}: points nearer than that may change places."
+        runs = len(grid.compared) / len(grid.points)
+        apart = 2 * np.mean(spread) * np.sqrt(2 / runs)
+        said += (
+            f" A seed's standard deviation is {np.mean(spread):.1f}: of {runs:.0f} runs each, points nearer than about "
+            f"{apart:.1f} may change places."
+        )
+    if len(machines := grid.different("machine")) > 1:
+        said += f" Seconds are of {len(machines)} machines and do not compare between them: {join(machines)}."
     return f'<div class="cards">{"".join(charts)}</div>{_small(said)}'
 
 

@@ -32,7 +32,7 @@ class Gain:
 
     Attributes:
         mean: of the tasks' mean differences, in points of F1.
-        low, high: ends of its interval at `LEVEL`; None where a task has one seed alone.
+        low, high: ends of its interval at `LEVEL`; None where a task has one seed alone, or all differ alike.
         p: two-sided.
         pairs: seeds of all tasks.
         tasks: how many.
@@ -88,8 +88,8 @@ def _interval(differences: list[npt.NDArray[np.float64]]) -> tuple[float | None,
     # Variance that each task's mean brings into the mean of them.
     parts = np.array([d.var(ddof=1) for d in differences]) / counts / len(counts) ** 2
     mean, whole = np.mean([d.mean() for d in differences]), parts.sum()
-    if whole == 0:
-        return float(mean), float(mean)
+    if whole == 0:  # differences that are all alike say nothing of how far they may lie apart
+        return None, None
     freedom = whole**2 / (parts**2 / (counts - 1)).sum()
     half = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(whole)
     return float(mean - half), float(mean + half)

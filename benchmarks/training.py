@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.commands import PARTS
-from benchmarks.results import Row, read_rows, write_rows
+from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.memory import peak_memory
 
 WAYS = ("transformers Trainer", "nearkin, float32", "nearkin")
@@ -74,7 +74,8 @@ def training(
         in nats, or test F1 in per cent), ``memory_mb`` (peak).
     """
     rows = read_rows(out)
-    same = {"task": what.task.name, "model": what.model, "max_tokens": what.max_tokens}
+    same = {"task": what.task.name, "model": what.model, "max_tokens": what.max_tokens, "batch": what.batch}
+    same |= {"mlm_rate": what.mlm_rate, "rate": what.rate, "machine": machine()}
     same["texts"] = " ".join(map(str, what.texts))
     lengths = {PARTS[0]: {"steps": what.steps, "epochs": None}, PARTS[1]: {"steps": None, "epochs": what.epochs}}
     known = {part: same | lengths[part] | {"part": part} for part in parts}

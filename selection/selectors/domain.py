@@ -26,6 +26,7 @@ class DomainSelector:
 
     source: str | None = None
     name: ClassVar[str] = "domain"
+    text_alone: ClassVar[bool] = True
     everything: ClassVar[bool] = True
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:

@@ -37,6 +37,7 @@ class DsirSelector:
     buckets: int = BUCKETS
     min_words: int = 0
     name: ClassVar[str] = "dsir"
+    text_alone: ClassVar[bool] = True
     _ranked: Ranked = field(default_factory=Ranked, init=False, repr=False, compare=False)
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:

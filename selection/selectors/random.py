@@ -31,6 +31,7 @@ class RandomSelector:
     """See `selection.selectors.Selector`. With `k`, as many draws as kNN has candidates: k a task example."""
 
     name: ClassVar[str] = "random"
+    text_alone: ClassVar[bool] = True
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         return candidate_table(draw(len(pool.corpus), pool.count(k, wanted), pool.seed))
