@@ -87,8 +87,8 @@ def throughput(
 
     Returns:
         One row a path: ``path``, ``passages_s``, ``tokens_s`` (medians), ``ratio`` to sentence-transformers,
-        ``of_ceiling`` (model FLOP/s over the matrix peak measured in this run, float32 on a CPU, bfloat16 elsewhere;
-        None for static paths),
+        ``of_ceiling`` (model FLOP/s over the matrix peak measured in this run: float32's, but for paths in half
+        precision on a GPU, where it is bfloat16's; None for static paths),
         ``memory_mb``, ``recall_50``, ``recall_20``, ``cosine``, ``cosine_min`` (with the exact vectors), ``fit_s``.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,8 @@ def throughput(
                 found[name] = build()
         exact = found[PLAIN].vectors()
         vectors = {name: path.vectors() for name, path in found.items()}
-        ceiling, work = matrix_ceiling(bench.device), bench.flops()
+        ceiling = {half: matrix_ceiling(bench.device, half) for half in {False, bench.device != "cpu"}}
+        work = bench.flops()
         for path in found.values():
             path.run()  # warm
         median, _ = alternate({name: path.run for name, path in found.items()}, rounds, say)
@@ -129,13 +130,14 @@ def throughput(
         same = vectors[name].shape == exact.shape  # model2vec leaves 256 principal components
         cosines = (vectors[name] * exact).sum(axis=1) if same else None
         runs_model = name not in (DISTILLED, MEANS) and not name.endswith("static")
+        half = bench.device != "cpu" and (name in (HALF, f"nearkin, {COMPILED}") or name.endswith("bf16"))
         rows.append(
             {
                 "path": name,
                 "passages_s": speed,
                 "tokens_s": speed * bench.tokens,
                 "ratio": speed / base,
-                "of_ceiling": speed * work / ceiling if runs_model else None,
+                "of_ceiling": speed * work / ceiling[half] if runs_model else None,
                 "memory_mb": memory[name],
                 "recall_50": neighbour_recall(vectors[name], exact, NEIGHBOURS),
                 "recall_20": neighbour_recall(vectors[name], exact, 20),
@@ -147,11 +149,12 @@ def throughput(
     return rows
 
 
-def matrix_ceiling(device: str) -> float:
-    """FLOP/s of a matrix product, the best of several: a CPU's in float32, another device's in bfloat16."""
+def matrix_ceiling(device: str, half: bool) -> float:
+    """FLOP/s of a matrix product, in float32 or bfloat16, the best of several."""
     import torch
 
-    rows, width, dtype = (2048, 1536, torch.float32) if device == "cpu" else (16_384, 8192, torch.bfloat16)
+    rows, width = (2048, 1536) if device == "cpu" else (16_384, 8192)
+    dtype = torch.bfloat16 if half else torch.float32
     a, b = torch.randn(rows, width, device=device, dtype=dtype), torch.randn(width, width, device=device, dtype=dtype)
     best = np.inf
     for _ in range(10):
@@ -213,8 +216,8 @@ class _Bench:
         """The build's embedding stage, with an encoder that was chosen and fitted on other passages."""
         store = _store(self.scratch / "fitting", self.others)
         static, compiled = name == "static", name == COMPILED
-        if compiled and self.device == "cpu":
-            raise NearkinError("a build compiles an encoder on a GPU alone")
+        if compiled and not self.device.startswith("cuda"):
+            raise NearkinError("a build compiles an encoder on CUDA alone")
         wanted = Wanted(
             STATIC + self.encoder if static else self.encoder,
             None if static else "bf16" if compiled else name,
@@ -262,8 +265,8 @@ def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
         folder = scratch / "fitting" / "encoders" / slug
         arguments = (entry.model, entry.precision, device, entry.max_tokens, entry.settings["engine"])
         chosen = load_encoder(*arguments, folder if folder.exists() else None)
-        if kind == COMPILED and isinstance(chosen, TransformerEncoder):
-            chosen.compile()
+        if kind == COMPILED and not (isinstance(chosen, TransformerEncoder) and chosen.compile()):
+            return None
         _embed_anew(target, chosen)
         return peak_memory()
     strings = pq.read_table(scratch / "sample.parquet")["text"].to_pylist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,12 +10,14 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made]:
     """``make(item)`` of each item, in order, all of them in one other thread; at most one waits to be taken.
 
-    What `make` raises is raised here, in the turn of its item.
+    What `make` raises is raised here, in the turn of its item. One that is left before its end is to be closed, as by
+    `contextlib.closing`, which waits for what is being made.
     """
-    with ThreadPoolExecutor(1, "ahead") as worker:
+    worker = ThreadPoolExecutor(1, "ahead")
+    try:
         waiting: Future[Made] | None = None
         for item in items:
             following = worker.submit(make, item)
@@ -24,3 +26,5 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
             waiting = following
         if waiting is not None:
             yield waiting.result()
+    finally:
+        worker.shutdown(cancel_futures=True)

@@ -96,9 +96,10 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
         NearkinError: no such model, a library that is missing, a recall that is not reached; another model of that
             name has embeddings here.
     """
-    choice = _Chooser(store, wanted, report).choose()
+    chooser = _Chooser(store, wanted, report)
+    choice = chooser.choose()
     check_slug(store, choice.encoder.slug, choice.encoder.model, choice.encoder.fingerprint)
-    return choice
+    return chooser.compiled(choice)
 
 
 def check_wanted(store: Store, wanted: Wanted) -> None:
@@ -197,13 +198,11 @@ class _Chooser:
         return Choice(encoder, tokens, passages * tokens / speed / self._gpus)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
-        """An unfitted encoder in torch; where that is faster, compiled on a GPU, or in OpenVINO on a CPU."""
+        """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
         known = self.store.manifest.encoders.get(spec.slug)
         engine = known.settings.get("engine") if known else None
         model = (spec.model, spec.precision, self.device, spec.max_tokens)
         choice = self._tried(load_encoder(*model, engine or "torch"))
-        if not self.on_cpu:
-            return self._compiled(choice)
         if engine or not openvino_engine.available() or choice.seconds is None:
             return choice
         in_torch = choice.seconds
@@ -222,14 +221,17 @@ class _Chooser:
         self.report(f"trial   {spec.slug}, all passages: {seconds}; {taken}")
         return choice
 
-    def _compiled(self, choice: Choice) -> Choice:
-        """The same encoder, compiled where much is to be done and a trial finds that faster."""
-        encoder = choice.encoder
+    def compiled(self, choice: Choice) -> Choice:
+        """The same encoder, on CUDA compiled where much is to be done and a trial finds that faster."""
+        encoder, device = choice.encoder, self.device or best_device()
         if (choice.seconds or 0.0) < COMPILE_FROM or not isinstance(encoder, TransformerEncoder):
             return choice
-        self.report(f"compile {encoder.slug} for {self.device or best_device()}")
-        if not encoder.compile():
+        if not device.startswith("cuda"):
             return choice
+        if not encoder.compile():
+            self.report(f"trial   {encoder.slug} cannot be compiled for {device}: plain is taken")
+            return choice
+        self._tried(encoder)  # a shape of its own may have it compiled once more
         compiled = self._tried(encoder)
         faster = (compiled.seconds or 0.0) < (choice.seconds or 0.0)
         if not faster:

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -120,8 +121,10 @@ def embed_here(
             write_vectors(aside, vectors, text, encoder.fingerprint)
         finished(text, store.entry(path, len(vectors)))
 
-    prepared = ahead(lambda job: encoder.prepare(corpus.unchanged_texts(job[0])), jobs)
-    with ThreadPoolExecutor(1, "write") as writer:
+    with (
+        closing(ahead(lambda job: encoder.prepare(corpus.unchanged_texts(job[0])), jobs)) as prepared,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
         written: Future[None] | None = None
         for (position, number), ready in zip(jobs, prepared, strict=True):
             shard = corpus.shards[position][2]

@@ -36,15 +36,21 @@ def read_hashed(path: Path, check: bool = True) -> tuple[pa.RecordBatch, About] 
 
     Args:
         check: whether to compare the hash, which reads all of it.
+
+    Raises:
+        OSError: it is there and cannot be read, which says nothing of what is in it.
     """
+    if not path.exists():
+        return None
     try:
         with pa.memory_map(str(path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
-    except (pa.ArrowException, OSError):
+        about = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+        digest = about.pop(SHA256, None)
+        whole = not check or digest == _digest(batch, about)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError, ValueError):
         return None
-    about = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
-    digest = about.pop(SHA256, None)
-    return None if check and digest != _digest(batch, about) else (batch, about)
+    return (batch, about) if whole else None
 
 
 def _digest(batch: pa.RecordBatch, about: About) -> str:

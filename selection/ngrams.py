@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,8 +200,12 @@ class NgramFeatures:
         require_space(self._folder, bytes_needed)
         hasher = NgramHasher(self.buckets)
         total = sum(self._corpus.shards[n][2].rows for n in shards)
-        cuts = ahead(lambda number: hasher.cut(split_words(self._corpus.unchanged_texts(number))), shards)
-        with tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar:
+        with (
+            tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar,
+            closing(
+                ahead(lambda number: hasher.cut(split_words(self._corpus.unchanged_texts(number))), shards)
+            ) as cuts,
+        ):
             for number, cut in zip(shards, cuts, strict=True):
                 self._write(number, hasher.hash(cut))
                 bar.update(self._corpus.shards[number][2].rows)

@@ -7,7 +7,9 @@ ends the build with one sentence; what was finished is kept.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,12 +20,14 @@ from typing import Any
 from tqdm import tqdm
 
 from selection.choosing import stored_encoder
-from selection.devices import devices_of
+from selection.devices import devices_of, gpu_count
 from selection.embedding import Finished, Work, embed_here
 from selection.encoders import Encoder
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import NearkinError, StoreError
 from selection.store import FileEntry, Store
+
+log = logging.getLogger(__name__)
 
 SILENCE_SECONDS, LOOK_SECONDS = 1800.0, 0.5
 JOBS_AT_ONCE = 8  # so that reading, encoding and writing overlap within a process
@@ -100,7 +104,11 @@ def _open(names: Any, made: Any, path: Path, slug: str, compiled: bool) -> None:
     store = Store(path)
     encoder = stored_encoder(store, slug, device)
     if compiled and isinstance(encoder, TransformerEncoder):
-        encoder.compile()
+        import torch._inductor.config as inductor
+
+        inductor.compile_threads = max(1, (os.cpu_count() or 1) // max(gpu_count(), 1))  # of each process
+        if not encoder.compile():
+            log.warning("%s goes on with a model that is not compiled", device)
     _mine.update(made=made, store=store, encoder=encoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from selection.tokens import Ragged
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
 
 BUDGET = {"cpu": 4096, "cuda": 131_072}
 OTHER_BUDGET = 16_384
@@ -42,21 +45,28 @@ class TorchEngine:
         self.dim = int(model.get_embedding_dimension())
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Has torch compile the transformer, once for batches of any shape: what lies between products is fused.
+        """Has torch compile the transformer for batches of any shape: what lies between products is fused.
 
-        It is done at the first batch, in about a minute. `plain` undoes it.
+        It is done at the first batch, in about a minute. Attention is then always given its mask, so it takes the
+        memory-efficient kernel, never flash attention, which a batch without padding gets else. `undo_compile` undoes
+        it, and so does a batch that fails.
         """
         import torch
 
+        self._plain_budget = self._budget
         # sentence-transformers calls forward itself, so what Module.compile changes would go unnoticed.
         transformer: Any = self._model[0].auto_model
         transformer.forward = torch.compile(transformer.forward, dynamic=True, backend=backend)
         self._rows = 2  # for one row torch would compile it again
 
-    def plain(self) -> None:
-        """Undoes `compile`."""
-        vars(self._model[0].auto_model).pop("forward", None)
-        self._rows = 1
+    def undo_compile(self) -> None:
+        """The engine as it was before `compile`."""
+        if vars(self._model[0].auto_model).pop("forward", None) is not None:
+            self._rows, self._budget = 1, self._plain_budget
+
+    @property
+    def compiled(self) -> bool:
+        return "forward" in vars(self._model[0].auto_model)
 
     def run(self, inputs: Ragged, tick: Tick) -> npt.NDArray[np.float32]:
         import torch
@@ -77,6 +87,11 @@ class TorchEngine:
                         "--max-tokens, or use --device cpu"
                     ) from error
                 self._budget //= 2
+            except Exception as error:  # whatever a compiler and its own tools fail with
+                if not self.compiled:
+                    raise
+                log.warning("compiled, a batch fails (%s): the model goes on as it was", type(error).__name__)
+                self.undo_compile()
         return out
 
     def _run(self, inputs: Ragged, rows: npt.NDArray[np.int64], collect: Callable[..., None]) -> None:
@@ -87,11 +102,11 @@ class TorchEngine:
         waiting: deque[tuple[npt.NDArray[np.int64], torch.Tensor]] = deque()
         with torch.inference_mode():
             for batch in batches(inputs.take(rows), self._budget, self._pad):
-                count = len(batch.rows)
-                times = -(-self._rows // count)
-                ids, mask = (self._on_device(np.tile(values, (times, 1))) for values in (batch.ids, batch.mask))
-                vectors = self._model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
-                waiting.append((rows[batch.rows], vectors[:count].float()))
+                count, ids, mask = len(batch.rows), batch.ids, batch.mask
+                if count < self._rows:
+                    ids, mask = np.repeat(ids, self._rows, axis=0), np.repeat(mask, self._rows, axis=0)
+                features = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask)}
+                waiting.append((rows[batch.rows], self._model(features)["sentence_embedding"][:count].float()))
                 while len(waiting) > ahead:
                     collect(*waiting.popleft())
             while waiting:

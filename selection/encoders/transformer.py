@@ -10,6 +10,7 @@ remote code is run.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AGREES = 0.998  # least cosine of a probe's vectors
+AGREES, AGREES_EXACTLY = 0.998, 0.99999  # least cosine of a probe's vectors: of rounded ones, of float32's
 PROBE = ("a probe", "Texts of several lengths, one of them cut: 3.14 (naïve)!", "word " * 700)
 
 
@@ -71,7 +72,6 @@ class TransformerEncoder:
         self._strip = self._tokenizer is not None and not self._tokenizer.by_words
         self.pad = int(getattr(self.pipeline.tokenizer, "pad_token_id", 0) or 0)
         self._engine: Engine | None = None
-        self.compiled = False
         if self._tokenizer is not None:
             source = quantized or (openvino_engine.convert(self.pipeline) if engine == "openvino" else None)
             self._engine = (
@@ -98,22 +98,27 @@ class TransformerEncoder:
             return self.compiled
         texts = pa.array(PROBE)
         plain = self.encode(texts)
-        self._engine.compile(backend)
         try:
-            close = float((self.encode(texts) * plain).sum(axis=1).min())
-        except Exception as error:  # whatever a compiler and its own tools fail with
-            log.info("%s cannot be compiled: %s", self.model, error)
+            with warnings.catch_warnings():  # that float32 products could be rounded, say
+                warnings.simplefilter("ignore")
+                self._engine.compile(backend)
+                close = float((self.encode(texts) * plain).sum(axis=1).min())
+        except RuntimeError as error:  # a Python or a system that torch does not compile on
+            log.warning("%s cannot be compiled: %s", self.model, error)
             close = 0.0
-        self.compiled = close >= AGREES
-        if not self.compiled:
-            self._engine.plain()
+        if close < (AGREES if self.precision == "bf16" else AGREES_EXACTLY):
+            self.undo_compile()
         return self.compiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its engine runs what torch compiled."""
+        return isinstance(self._engine, TorchEngine) and self._engine.compiled
 
     def undo_compile(self) -> None:
         """The engine as it was before `compile`."""
-        if self.compiled and isinstance(self._engine, TorchEngine):
-            self._engine.plain()
-        self.compiled = False
+        if isinstance(self._engine, TorchEngine):
+            self._engine.undo_compile()
 
     def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:
         if self._engine is None or self._tokenizer is None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -133,9 +134,10 @@ class LexicalSearch:
     def _shards(self) -> Iterator[Counted]:
         """Counts of each shard: float32 [passages, words] of the task's words; each passage's length in all words."""
         kept, shards = set(self._kept), range(len(self._corpus.shards))
-        cut = ahead(lambda number: split_words(self._corpus.texts(number)), (n for n in shards if n not in kept))
-        for number in shards:
-            yield self._kept[number] if number in kept else self._counted(next(cut))
+        left = (n for n in shards if n not in kept)
+        with closing(ahead(lambda number: split_words(self._corpus.texts(number)), left)) as cut:
+            for number in shards:
+                yield self._kept[number] if number in kept else self._counted(next(cut))
 
     def _counted(self, cut: Words) -> Counted:
         words = self._vocabulary.of_words(cut, grow=False)

@@ -33,7 +33,7 @@ class DomainSelector:
         passages = Passages(pool.corpus, self.source)
         size = len(passages)
         if pool.everything:
-            return candidate_table(passages.doc_ids(np.arange(size)))
+            return candidate_table(passages.all())
         return candidate_table(passages.doc_ids(draw(size, min(size, pool.count(k, wanted)), pool.seed)))
 
 
@@ -58,6 +58,11 @@ class Passages:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def all(self) -> npt.NDArray[np.int64]:
+        """Every doc_id, int64 [n]."""
+        ends = self._starts + np.diff(self._ends, prepend=0)
+        return np.concatenate([np.arange(start, end) for start, end in zip(self._starts, ends, strict=True)])
 
     def doc_ids(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The doc_ids int64 [n] of the passages at these places, int64 [n]."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import adaptation.training
 from adaptation.classifier import BestEpoch, renew_head
 from adaptation.finetune import FinetuneSettings, f1, finetune
 from adaptation.loading import load_classifier
+from adaptation.mlm import adapt
+from adaptation.training import alone_at
 from selection.errors import InputError, NearkinError
 
 QUICK = FinetuneSettings(seeds=2, epochs=4, learning_rate=3e-3, max_tokens=24)
@@ -215,3 +218,21 @@ def test_minilm_learns_a_separable_task(tmp_path, marked_task) -> None:
     settings = FinetuneSettings(seeds=1, epochs=2, learning_rate=1e-4, max_tokens=16)
     result = finetune("all-MiniLM-L6-v2", marked_task, tmp_path / "out", settings=settings)
     assert result.mean("test") > 95
+
+
+def test_results_within_the_models_own_folder_change_no_identity(tmp_path, tiny_model, marked_task) -> None:
+    model = Path(shutil.copytree(tiny_model("bert"), tmp_path / "model"))
+    settings = FinetuneSettings(seeds=1, epochs=1, max_tokens=32, bf16="off")
+    first = finetune(str(model), marked_task, model / "results", settings=settings)
+    both = finetune(str(model), marked_task, model / "results", settings=replace(settings, seeds=2))
+    assert both.by_seed[0] == first.by_seed[0]
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_model, marked_task) -> None:
+    out = tmp_path / "out"
+    with alone_at(out):
+        with pytest.raises(NearkinError, match=r"another training is at work in .*out: wait for it"):
+            finetune(tiny_model("bert"), marked_task, out)
+        with pytest.raises(NearkinError, match="another training is at work"):
+            adapt(tiny_model("bert"), [marked_task], out)
+    assert list(tmp_path.iterdir()) == [marked_task]

@@ -57,6 +57,17 @@ def test_the_task_is_learnt_and_its_head_thrown_away(tmp_path, tiny_model, marke
     assert json.loads((tmp_path / "out" / "adaptation.json").read_text())["joint_task"] == str(marked_task)
 
 
+def test_a_short_last_step_has_all_its_examples_and_all_are_counted(tmp_path, tiny_model, marked_task, watched) -> None:
+    _, rows = watched
+    alone = replace(SMALL, max_steps=None, epochs=2, batch_size=32, micro_batch=8, task_batch=13)
+    without = adapt(tiny_model("bert"), [marked_task], tmp_path / "plain", settings=alone)
+    result = adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=alone, joint=marked_task)
+    epoch = len(rows) // 2
+    assert result.pieces % 32  # so an epoch's last step is short
+    assert sum(map(len, rows[:epoch])) == result.steps // 2 * 13
+    assert result.tokens_seen > without.tokens_seen + 2 * sum(map(len, rows))
+
+
 def test_a_weight_of_next_to_nothing_leaves_the_masked_lm_alone(tmp_path, tiny_model, marked_task) -> None:
     # Dropout of the task's pass moves the generator, so it is off.
     from transformers import AutoModelForMaskedLM, AutoTokenizer

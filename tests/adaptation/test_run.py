@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe, read_recipe
 from adaptation.run import RunResult, run
 from adaptation.steps import AdaptStep, FinetuneStep, SelectStep, Step
 from selection.building import build
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
+from selection.store import Store
 from tests.adaptation.conftest import write_jsonl
 from tests.conftest import Cli, write_task
 
@@ -295,6 +298,41 @@ def test_what_is_missing_is_one_sentence(make: Make, phase: str, keys: dict[str,
     with pytest.raises(NearkinError, match=pattern):
         run(recipe)
     assert not recipe.out.exists()
+
+
+def test_keys_hold_what_shapes_a_result_and_no_more(make: Make, world: dict[str, Any], tmp_path: Path) -> None:
+    phases = ("TAPT", "TLM", "kNN-TAPT", "RAND-TAPT", "dsir-TAPT")
+
+    def keys(**adapt: Any) -> dict[str, list[str]]:
+        recipe = make(*phases, adapt=adapt, store=str(store))
+        return {arm.phase.name: [step.key for step in (*arm.selects, *arm.adapts)] for arm in plan_recipe(recipe).arms}
+
+    store = Path(shutil.copytree(world["store"], tmp_path / "store"))
+    before = keys()
+    weighed = keys(task_weight=0.5, held_out=0.1)
+    assert [phase for phase in phases if weighed[phase] != before[phase]] == ["TLM"]
+    opened = Store(store)
+    with opened.lock():
+        (entry,) = opened.manifest.encoders.values()
+        entry.fingerprint = "of another version"
+        opened.save()
+    again = keys()
+    assert [phase for phase in phases if again[phase] != before[phase]] == ["kNN-TAPT"]
+
+
+@pytest.mark.slow
+def test_results_of_other_phases_stay_in_the_file(make: Make) -> None:
+    def written() -> dict[str, float]:
+        rows = json.loads((recipe.out / "results.json").read_text())["rows"]
+        return {row["phase"]: row["test_mean"] for row in rows}
+
+    recipe = make("none", "TAPT")
+    both = {row.phase: row.test_mean for row in run(recipe).rows}
+    assert list(both) == ["none", "TAPT"]
+    (one,) = run(make("none", seeds=2)).rows
+    assert written() == {"none": one.test_mean, "TAPT": both["TAPT"]}
+    run(make("none", k=7))  # another recipe
+    assert list(written()) == ["none"]
 
 
 def test_two_runs_in_one_folder_are_refused(make: Make) -> None:

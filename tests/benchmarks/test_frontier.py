@@ -12,12 +12,14 @@ import pytest
 from sklearn.metrics import f1_score
 
 from adaptation.phases import parse_phase
+from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe
 from adaptation.tasks import load_labelled
 from benchmarks import frontier as grids
 from benchmarks.frontier import frontier, phase_names, scores, summary, unguarded
 from benchmarks.frontier_plot import pareto, plot_frontier, points
 from benchmarks.results import Row, read_rows, write_rows
+from selection.store import Store
 
 
 def test_phases_begin_with_the_baselines() -> None:
@@ -81,9 +83,47 @@ def test_cells_in_the_file_are_not_run_again_though_all_else_is_gone(
     # A row of data that has changed since is made anew, in its place.
     stale = [row | {"key": "of another task"} if row["grid"] == rows[0]["grid"] else row for row in read_rows(out)]
     write_rows([row for row in stale if row["grid"] == rows[0]["grid"]], out)
-    assert frontier(few, seeds=1, out=out, cache=tmp_path / "none")[0]["test"] == rows[0]["test"]
+    cache = tmp_path / "steps"
+    assert frontier(few, seeds=1, out=out, cache=cache)[0]["test"] == rows[0]["test"]
     assert ran == [("none", 0)]
     assert len(read_rows(out)) == 9
+
+    # Nor does a forecast stumble over steps that a run has done in the same folder.
+    ran.clear()
+    (arm,) = plan_recipe(replace(few, seeds=1)).arms
+    arm.finetune.make(cache)
+    write_rows([row for row in read_rows(out) if row["phase"] != "none"], out)
+    frontier(few, seeds=1, out=out, cache=cache)
+    assert ran == [("none", 0)]
+
+
+@pytest.mark.slow
+def test_a_renamed_task_is_the_same_task(
+    recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, rows = grid
+    out = Path(shutil.copy(source, tmp_path / "rows.parquet"))
+    task = Path(shutil.copytree(recipe.tasks[0], tmp_path / "renamed"))
+    monkeypatch.setattr(grids._Grid, "_cell", lambda self, arm, seed: pytest.fail("a cell was run again"))
+    found = frontier(replace(recipe, tasks=(task,)), seeds=2, out=out, cache=tmp_path / "none")
+    assert [row["test"] for row in found] == [row["test"] for row in rows]
+    assert {row["task"] for row in read_rows(out)} == {"renamed"}
+
+
+def test_another_store_is_another_grid(recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path) -> None:
+    store = Path(shutil.copytree(recipe.store, tmp_path / "store"))  # type: ignore[type-var, arg-type]
+    arms = plan_recipe(recipe).arms
+    assert grids._shape(replace(recipe, store=store), arms[0]) == grid[1][0]["grid"]
+    opened = Store(store)
+    with opened.lock():
+        opened.manifest.corpora[0].shards.pop()
+        opened.save()
+    assert grids._shape(replace(recipe, store=store), arms[0]) != grid[1][0]["grid"]
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert grids._commit() == ""
 
 
 @pytest.mark.slow

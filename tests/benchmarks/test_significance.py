@@ -60,6 +60,7 @@ def test_no_difference_is_no_evidence() -> None:
     found = gain(scores([5.0, 5.0, 6.0]), scores([5.0, 5.0, 6.0]))
     assert found is not None
     assert (found.mean, found.p) == (0.0, 1.0)
+    assert found.low is found.high is None  # differences that are all alike say nothing of their spread
 
 
 @pytest.mark.parametrize("spreads", [(1.0,), (1.0, 1.0, 1.0), (5.0, 3.0, 1.0)])

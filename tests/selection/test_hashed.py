@@ -34,8 +34,9 @@ def test_a_changed_byte_is_noticed(batch: pa.RecordBatch, tmp_path: Path) -> Non
     whole = path.read_bytes()
     for content in (np.float32(11).tobytes(), np.int64(5).tobytes() + np.int64(6).tobytes(), b"one"):
         at = whole.rindex(content)
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        assert read_hashed(path) is None
+        for bit in (1, 0x80):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            assert read_hashed(path) is None
     path.write_bytes(whole)
     assert read_hashed(path) is not None
 
@@ -45,6 +46,12 @@ def test_what_is_no_such_file_is_none(content: bytes | None, tmp_path: Path) -> 
     if content is not None:
         (tmp_path / "kept.arrow").write_bytes(content)
     assert read_hashed(tmp_path / "kept.arrow") is None
+
+
+def test_one_that_may_not_be_read_is_not_taken_for_a_damaged_one(batch: pa.RecordBatch, tmp_path: Path) -> None:
+    (tmp_path / "kept.arrow").mkdir()
+    with pytest.raises(OSError, match="kept"):
+        read_hashed(tmp_path / "kept.arrow")
 
 
 def test_one_cut_short_is_none(batch: pa.RecordBatch, tmp_path: Path) -> None:

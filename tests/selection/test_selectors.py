@@ -146,7 +146,7 @@ def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) 
     passages = Passages(corpus, source)
     wanted = [row for row, name in enumerate(np.repeat(names, sizes)) if source is None or name in source.split("+")]
     assert len(passages) == len(wanted)
-    assert passages.doc_ids(np.arange(len(wanted))).tolist() == wanted
+    assert passages.all().tolist() == passages.doc_ids(np.arange(len(wanted))).tolist() == wanted
     assert passages.doc_ids(np.arange(len(wanted))[::-1]).tolist() == wanted[::-1]
 
 
