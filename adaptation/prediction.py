@@ -25,7 +25,7 @@ from adaptation.tasks import LabelledTask, load_labelled
 from adaptation.texts import MOST_HELD_OUT
 from selection.corpus import Corpus
 from selection.domains import domains_of, sampled
-from selection.selectors.domain import Passages
+from selection.selectors.domain import PartOfCorpus
 from selection.store import Store
 from selection.tokens import count_tokens
 
@@ -186,7 +186,7 @@ class Predictor:
         assert step.store is not None
         corpus: Corpus = Store(step.store).corpus
         source = step.method.partition("source=")[2] if step.method.startswith("domain:source=") else None
-        passages = Passages(corpus, source)
+        passages = PartOfCorpus(corpus, source)
         sample = passages.doc_ids(_spread(len(passages)).to_numpy())
         size = self._size(len(passages), corpus.take(sample, ["text"])["text"])
         budget, examples = step.budget, len(self._task(step.task).splits["train"])

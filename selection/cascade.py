@@ -33,9 +33,9 @@ from selection.embedding import Embeddings
 from selection.encoders import Encoder
 from selection.errors import NearkinError
 from selection.files import fingerprint
-from selection.hashed import read_hashed, write_hashed
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
+from selection.kept import read_kept, write_kept
 from selection.store import Store
 from selection.wording import human_seconds
 
@@ -261,7 +261,7 @@ class Kept:
 
     def _open(self, path: Path) -> None:
         """Takes a part in, or removes it where it is damaged or of other texts or another encoder."""
-        kept = read_hashed(path)
+        kept = read_kept(path)
         # Passages added behind the shards that it knows changed no doc_id of theirs.
         if kept is None or kept[1] != self._made_of(int(kept[1].get("shards", 0))):
             path.unlink()
@@ -295,7 +295,7 @@ class Kept:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         batch = pa.RecordBatch.from_arrays([pa.array(ids), column], ["doc_id", "vector"])
         path = self.folder / f"part-{self._next:05d}.arrow"
-        write_hashed(path, batch, self._made_of(len(self._corpus.shards)))
+        write_kept(path, batch, self._made_of(len(self._corpus.shards)))
         self._next += 1
         self.encoded += len(ids)
         self._open(path)

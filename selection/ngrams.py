@@ -31,7 +31,7 @@ from selection.ahead import ahead
 from selection.corpus import Corpus
 from selection.errors import NearkinError
 from selection.files import require_space
-from selection.hashed import read_hashed, write_hashed
+from selection.kept import read_kept, write_kept
 from selection.store import Store
 from selection.tokens import Ragged, Words, split_words
 from selection.words import Vocabulary
@@ -217,13 +217,13 @@ class NgramFeatures:
     def _write(self, number: int, ngrams: Ragged) -> None:
         column = pa.LargeListArray.from_arrays(pa.array(ngrams.offsets), pa.array(ngrams.values))
         batch = pa.RecordBatch.from_arrays([column], ["ngrams"])
-        write_hashed(self._path(number), batch, {"text": self._texts[number]})
+        write_kept(self._path(number), batch, {"text": self._texts[number]})
         self._good.add(self._texts[number])
 
     def _read(self, number: int) -> Ragged | None:
         """What is kept of a shard; None where it is missing, damaged or of another text. Hashed once a run."""
         text = self._texts[number]
-        kept = read_hashed(self._path(number), check=text not in self._good)
+        kept = read_kept(self._path(number), check=text not in self._good)
         if kept is None or kept[1] != {"text": text}:
             return None
         self._good.add(text)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from selection.choosing import stored_encoder
 from selection.errors import NearkinError, StoreError
 from selection.files import TextFingerprint
-from selection.hashed import read_hashed, write_hashed
+from selection.kept import read_kept, write_kept
 from selection.store import Store
 from selection.task import Task
 
@@ -79,12 +79,12 @@ def _path(store: Store, slug: str, texts: pa.ChunkedArray) -> Path:
 
 def _write(path: Path, vectors: Vectors, encoder: str) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    write_hashed(path, pa.RecordBatch.from_arrays([column], ["embedding"]), {"encoder": encoder})
+    write_kept(path, pa.RecordBatch.from_arrays([column], ["embedding"]), {"encoder": encoder})
 
 
 def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
     """What is kept at `path`, if it is whole and of this encoder."""
-    kept = read_hashed(path)
+    kept = read_kept(path)
     if kept is None or kept[1] != {"encoder": encoder}:
         return None
     vectors: Vectors = kept[0].column(0).flatten().to_numpy().reshape(rows, dim)

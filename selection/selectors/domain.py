@@ -30,14 +30,14 @@ class DomainSelector:
     everything: ClassVar[bool] = True
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
-        passages = Passages(pool.corpus, self.source)
+        passages = PartOfCorpus(pool.corpus, self.source)
         size = len(passages)
         if pool.everything:
             return candidate_table(passages.all())
         return candidate_table(passages.doc_ids(draw(size, min(size, pool.count(k, wanted)), pool.seed)))
 
 
-class Passages:
+class PartOfCorpus:
     """The passages of some of a store's corpora, in doc_id order, by their place among themselves.
 
     Args:

@@ -16,7 +16,7 @@ import pytest
 from selection.augmentation import AUGMENTATION, Budget, select
 from selection.errors import InputError, NearkinError
 from selection.selectors import CANDIDATES
-from selection.selectors.domain import Passages
+from selection.selectors.domain import PartOfCorpus
 from selection.selectors.dsir import DsirSelector
 from selection.selectors.pool import Pool
 from selection.selectors.random import RandomSelector
@@ -143,7 +143,7 @@ def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) 
     names, sizes = ["one", "two", "two", "one", "three"], np.array([3, 1, 4, 1, 5])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     corpus: Any = SimpleNamespace(shards=[(name, None, None) for name in names], offsets=offsets)
-    passages = Passages(corpus, source)
+    passages = PartOfCorpus(corpus, source)
     wanted = [row for row, name in enumerate(np.repeat(names, sizes)) if source is None or name in source.split("+")]
     assert len(passages) == len(wanted)
     assert passages.all().tolist() == passages.doc_ids(np.arange(len(wanted))).tolist() == wanted

@@ -20,7 +20,7 @@ SHA256 = "sha256"
 About = dict[str, str]
 
 
-def write_hashed(path: Path, batch: pa.RecordBatch, about: About) -> None:
+def write_kept(path: Path, batch: pa.RecordBatch, about: About) -> None:
     """Writes columns of numbers, or of lists of numbers, none of them null, and what they were made of.
 
     Raises:
@@ -31,7 +31,7 @@ def write_hashed(path: Path, batch: pa.RecordBatch, about: About) -> None:
         writer.write_batch(batch)
 
 
-def read_hashed(path: Path, check: bool = True) -> tuple[pa.RecordBatch, About] | None:
+def read_kept(path: Path, check: bool = True) -> tuple[pa.RecordBatch, About] | None:
     """The columns, memory-mapped, and what they were made of; None where no whole such file is.
 
     Args:
