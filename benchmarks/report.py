@@ -126,7 +126,8 @@ class Grid:
     @cached_property
     def finding(self) -> str:
         """The phases that none cheaper is as good as, and what each gained over the one before it, in a sentence."""
-        front = pareto(self.points, "compute")
+        one = len(self.different("machine")) == 1  # seconds of several do not compare
+        front = pareto(self.points, "compute" if one else "tokens")
         if not front:
             return "No phase has been run for every task yet, so none can be compared with another."
         before = [None, *(point.phase for point in front)]
@@ -134,7 +135,8 @@ class Grid:
             f"{point.phase} ({point.f1:.1f}{self._gained(point.phase, over)})"
             for point, over in zip(front, before, strict=False)
         ]
-        first = f"Of selection and training (the corpus embedded already), nothing cheaper is as good as {join(said)}."
+        of = "selection and training (the corpus embedded already)" if one else "tokens trained on"
+        first = f"Of {of}, nothing cheaper is as good as {join(said)}."
         over_none = (self.gain(phase, "none", self.compared) for phase in self.phases)
         pairs = max((found.pairs for found in over_none if found is not None), default=0)
         if pairs > 0 and 2 ** (1 - pairs) > NOISE:

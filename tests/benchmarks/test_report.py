@@ -212,7 +212,7 @@ def test_phases_without_the_guard_win_nothing(tmp_path: Path) -> None:
     assert "*" not in "".join(shown[leaky])
     assert shown["DAPT+TAPT"][0].startswith("*")
     assert leaky in table_of(sections(found.html())["Gains"])
-    assert f"{leaky}: trained on text that holds dev and test texts" in text_of(found.html())
+    assert f"{leaky}: trained on sets that may hold dev and test texts" in text_of(found.html())
     assert leaky not in (tmp_path / "r.svg").read_text()
 
 
@@ -396,3 +396,17 @@ def brightness(picture: Path) -> float:
     from matplotlib.image import imread
 
     return float(255 * imread(picture)[..., :3].mean())
+
+
+def test_seconds_of_several_machines_are_not_compared(tmp_path: Path) -> None:
+    rows = made()
+    for row in rows:
+        row["pretrain_s"] = 1.0 if row["phase"] == "DAPT" else row["pretrain_s"]
+    (one,) = grids_of(rows)
+    assert one.finding.startswith("Of selection and training (")
+    for row in rows:
+        row["machine"] = "another" if row["phase"] == "DAPT" else row["machine"]
+    (several,) = grids_of(rows)
+    assert several.finding.startswith("Of tokens trained on, ")
+    page = report(written(tmp_path / "rows.parquet", rows), tmp_path / "page.html").html()
+    assert "Seconds are of 2 machines and do not compare between them: " in text_of(page)
