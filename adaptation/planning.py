@@ -292,7 +292,7 @@ class _Planner:
                 parts += [kind, index.embeddings, str(index.lists), json.dumps(searched, sort_keys=True)]
             if one and one not in encoders and "cascade" in encoders[slug].settings:
                 parts.append(str(encoders[slug].settings["cascade"]))  # the precision that a cascade ends in
-        return [*parts, one or ""]
+        return [*parts, one if one and cascade_model(one) is not None else ""]
 
 
 def _files(location: str | None) -> list[str]:

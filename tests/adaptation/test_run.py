@@ -303,8 +303,8 @@ def test_what_is_missing_is_one_sentence(make: Make, phase: str, keys: dict[str,
 def test_keys_hold_what_shapes_a_result_and_no_more(make: Make, world: dict[str, Any], tmp_path: Path) -> None:
     phases = ("TAPT", "TLM", "kNN-TAPT", "RAND-TAPT", "dsir-TAPT")
 
-    def keys(**adapt: Any) -> dict[str, list[str]]:
-        recipe = make(*phases, adapt=adapt, store=str(store))
+    def keys(encoder: str | None = None, **adapt: Any) -> dict[str, list[str]]:
+        recipe = make(*phases, adapt=adapt, store=str(store), encoder=encoder)
         return {arm.phase.name: [step.key for step in (*arm.selects, *arm.adapts)] for arm in plan_recipe(recipe).arms}
 
     store = Path(shutil.copytree(world["store"], tmp_path / "store"))
@@ -312,6 +312,7 @@ def test_keys_hold_what_shapes_a_result_and_no_more(make: Make, world: dict[str,
     weighed = keys(task_weight=0.5, held_out=0.1)
     assert [phase for phase in phases if weighed[phase] != before[phase]] == ["TLM"]
     opened = Store(store)
+    assert keys(next(iter(opened.manifest.encoders))) == before  # the only one there is
     with opened.lock():
         (entry,) = opened.manifest.encoders.values()
         entry.fingerprint = "of another version"
