@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,8 +160,12 @@ def finetune(
     from adaptation.training import alone_at, repeatable
 
     labelled, folder = load_labelled(task), transformer_folder(model)
-    with alone_at(out), repeatable():
-        return _finetune(model, folder, labelled, out, settings, overwrite, say)
+    try:
+        with alone_at(out, out / ".lock"), repeatable():
+            return _finetune(model, folder, labelled, out, settings, overwrite, say)
+    finally:
+        with suppress(OSError):  # made for the lock alone
+            out.rmdir()
 
 
 def _finetune(

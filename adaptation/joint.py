@@ -94,7 +94,7 @@ class JointTrainer(MaskedLMTrainer):
         batch = collate(self._task.pieces.__getitems__(rows), self._pad)
         labelled = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
         labels = labelled.pop("labels")
-        self.state.num_input_tokens_seen += int(labelled["attention_mask"].sum())
+        self.state.num_input_tokens_seen += int(batch["attention_mask"].sum())
         with self.accelerator.autocast():  # which Trainer puts around the whole model's forward alone
             scores = getattr(model, HEAD)(model.base_model(**labelled).last_hidden_state[:, 0])
         total = cross_entropy(scores.float(), labels, reduction="sum")

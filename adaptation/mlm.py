@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "adaptation.json"
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def adapt(
             number.
     """
     started = time.monotonic()
-    settings, out = settings or AdaptSettings(), Path(out)
+    settings, out = settings or AdaptSettings(), Path(os.path.abspath(out))  # noqa: PTH100
     check_replaceable(out, overwrite, RESULT_FILE)
     # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -167,7 +168,8 @@ def adapt(
 
     with repeatable():
         run = _Run(model, texts, out, settings, held_out, joint, guarded, say)
-        with alone_at(out):
+        with alone_at(out, out.with_name(f".{out.name}.lock")):
+            check_replaceable(out, overwrite, RESULT_FILE)  # another may have written it while this one read
             run.prepare()
             return run.train(overwrite, started)
 
@@ -203,6 +205,7 @@ class _Run:
         text = read_training_text(
             texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed, guarded=guarded
         )
+        self.measured_on_file = held_out is not None
         self.text: TrainingText | None = text
         self.counts, self.sources = text.counts(), text.sources
         self.micro = min(settings.micro_batch, max(settings.batch_size // self.processes.num_processes, 1))
@@ -245,7 +248,9 @@ class _Run:
         return found
 
     def _identity(self, text: TrainingText) -> str:
-        settings = {k: v for k, v in asdict(self.settings).items() if k != "checkpoint_minutes"}
+        unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
+        unshaping |= {"held_out"} if self.measured_on_file else set()
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}
         return fingerprint(
             model_fingerprint(self.folder),
             TextFingerprint.of(text.train),
@@ -265,7 +270,7 @@ class _Run:
                 raise NearkinError(
                     f"{self.work} is no unfinished training and in the way: move it, or name another --out"
                 )
-            known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+            known = _note_of(note)
             if known.get("identity") != self.identity:
                 if known.get("identity"):
                     self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
@@ -276,8 +281,11 @@ class _Run:
                 tokenise(text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
                 tokenise(text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
                 write_json(note, {"identity": self.identity, "bf16": use_bf16(self.settings.bf16)})
+        # Polled, since a barrier gives up after half an hour.
+        while (found := _note_of(note)).get("identity") != self.identity:
+            time.sleep(LOOK_SECONDS)
         self.processes.wait_for_everyone()
-        return dict(json.loads(note.read_text(encoding="utf-8")))
+        return found
 
     def _check_room(self) -> None:
         """Refuses a run whose model would not fit on the disk; checkpoints are given up where they do not fit."""
@@ -412,6 +420,11 @@ class _Run:
             write_json(folder / RESULT_FILE, _record(self, result) | {"held_out_loss": losses, "versions": versions()})
         shutil.rmtree(self.work, ignore_errors=True)
         self.say(f"held-out masked-LM loss after: {losses['after']:.4f}; model written to {self.out}")
+
+
+def _note_of(file: Path) -> dict[str, Any]:
+    """What the work folder says of itself; nothing where there is none."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def _is_left_empty(work: Path) -> bool:

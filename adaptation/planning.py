@@ -20,7 +20,7 @@ from selection.files import TextFingerprint, fingerprint, sha256_of_file
 from selection.filling import Budget
 from selection.index.kinds import BY_NAME
 from selection.ingest import find_files
-from selection.models import model_fingerprint
+from selection.models import model_fingerprint, resolve_model
 from selection.selectors.pool import Pool
 from selection.selectors.registry import find_selector
 from selection.slugs import open_encoder
@@ -274,7 +274,8 @@ class _Planner:
     def _texts(self, store: Store, task: Task) -> list[str]:
         """What a method reads that asks for no vectors: all texts, and the tokenizer that counts a budget."""
         texts = [f"{name}:{shard.text}" for name, _, shard in store.corpus.shards]
-        return [*texts, Pool(store, task, self.recipe.encoder).tokenizer]
+        counter = resolve_model(Pool(store, task, self.recipe.encoder).tokenizer) / "tokenizer.json"
+        return [*texts, sha256_of_file(counter) if counter.is_file() else ""]
 
     def _whole_store(self, store: Store) -> list[str]:
         """What a method may draw on: all texts, and the vectors of the encoder, or of all where none is named."""

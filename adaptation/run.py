@@ -12,9 +12,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adaptation.phases import parse_phase
 from adaptation.planning import Arm, Plan, plan_recipe
 from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
@@ -156,14 +158,30 @@ class _Runner:
         return [row_of(arm, self.cache, self.there) for arm in done]
 
     def _write(self) -> None:
-        """Writes what is done; rows of other phases and tasks stay where nothing else of the recipe has changed."""
-        file, recipe = self.recipe.out / RESULT_FILE, _plain(self.recipe)
-        planned = {(arm.task, arm.phase.name) for arm in self.plan.arms}
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"recipe": {}, "rows": []}
-        same = _without_choice(known["recipe"]) == json.loads(json.dumps(_without_choice(recipe)))
-        others = [row for row in known["rows"] if same and (row["task"], row["phase"]) not in planned]
-        rows = [asdict(row) for row in self._rows()]
-        write_json(file, {"recipe": recipe, "rows": rows + others, "versions": versions()})
+        """Writes what is done, and what an earlier call left of other phases and tasks."""
+        recipe, others = self.others
+        rows = [asdict(row) for row in self._rows()] + others
+        write_json(self.recipe.out / RESULT_FILE, {"recipe": _plain(recipe), "rows": rows, "versions": versions()})
+
+    @cached_property
+    def others(self) -> tuple[Recipe, list[dict[str, Any]]]:
+        """The recipe with further phases and tasks, and their rows: those in the file that would come out the same."""
+        file, planned = self.recipe.out / RESULT_FILE, {(arm.task, arm.phase.name) for arm in self.plan.arms}
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            phases = dict.fromkeys([*self.recipe.phases, *(parse_phase(row["phase"]) for row in known["rows"])])
+            tasks = dict.fromkeys([*self.recipe.tasks, *map(Path, known["recipe"]["tasks"])])
+            whole = replace(self.recipe, phases=tuple(phases), tasks=tuple(tasks))
+            there = {(arm.task, arm.phase.name): folders_of(arm, self.cache) for arm in plan_recipe(whole).arms}
+        except (OSError, NearkinError, KeyError, TypeError):
+            return self.recipe, []
+        places = [(row["task"], row["phase"]) for row in known["rows"]]
+        kept = [
+            row
+            for place, row in zip(places, known["rows"], strict=True)
+            if place not in planned and there.get(place) == row["folders"]
+        ]
+        return (whole if kept else self.recipe), kept
 
     def _step(self, step: Step) -> None:
         if step.key in self.told:
@@ -225,13 +243,13 @@ def row_of(arm: Arm, cache: Path, there: set[str]) -> Row:
         tuned["test"],
         [_part(step, record) for step, record in parts],
         [f"{step.kind} {step.title}" for key, step in steps.items() if key in there],
-        {f"{step.kind} {step.title}": step.folder(cache).name for step in steps.values()},
+        folders_of(arm, cache),
     )
 
 
-def _without_choice(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what may differ between calls that add to each other."""
-    return {name: value for name, value in recipe.items() if name not in ("phases", "tasks", "seeds", "settings")}
+def folders_of(arm: Arm, cache: Path) -> dict[str, str]:
+    """Where each step's result lies, in the cache."""
+    return {f"{step.kind} {step.title}": step.folder(cache).name for step in arm.steps}
 
 
 def _part(step: AdaptStep, record: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Step(ABC):
         with locked(cache / ".locks" / self.folder(cache).name, busy):
             if not self.is_done(cache):
                 sweep(cache, self.folder(cache).name)
+                sweep(self.folder(cache))
                 self.run(cache)
 
     @cached_property

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
 WARMUP_SHARE = 0.06
 SPENT = "seconds.txt"
-PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **others: Any) -> Any:
@@ -71,7 +69,6 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         log_level_replica="error",
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
-        ddp_timeout=PATIENCE_SECONDS,
         dataloader_pin_memory=torch.cuda.is_available(),
         include_num_input_tokens_seen="non_padding",
         **ADAM,
@@ -92,8 +89,7 @@ def processes() -> Any:
     It is asked of TrainingArguments, since a state made without them takes several processes on CPUs for one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        patient = {"ddp_timeout": PATIENCE_SECONDS}  # while the first one tokenises
-        return TrainingArguments(output_dir=folder, report_to="none", **patient).distributed_state
+        return TrainingArguments(output_dir=folder, report_to="none").distributed_state
 
 
 def of_first(value: bool) -> bool:
@@ -107,21 +103,21 @@ def of_first(value: bool) -> bool:
 
 
 @contextmanager
-def alone_at(out: Path) -> Iterator[None]:
-    """Holds a lock beside an output folder; of processes that train together the first holds it for all.
+def alone_at(out: Path, lock: Path) -> Iterator[None]:
+    """Holds the lock of an output folder; of processes that train together the first holds it for all.
 
     Raises:
         NearkinError: another training is at work there.
     """
-    if int(os.environ.get("RANK", "0")):
+    if not processes().is_main_process:
         yield
         return
-    lock = out.with_name(f".{out.name}.lock")
     with locked(lock, f"another training is at work in {out}: wait for it, or name another folder"):
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps what is open
+                lock.unlink()
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -25,7 +25,7 @@ from adaptation.phases import UNGUARDED, Phase, parse_phase
 from adaptation.planning import Arm, plan_recipe
 from adaptation.prediction import Predictor
 from adaptation.recipe import Recipe
-from adaptation.steps import FinetuneStep, SelectStep
+from adaptation.steps import FORMAT, FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
@@ -91,7 +91,8 @@ def frontier(
         say: told the forecast and each step.
 
     Returns:
-        The grid's rows: ``grid`` (all of the recipe but tasks and phases, as JSON), ``key``, ``task``, ``phase``,
+        The grid's rows: ``grid`` (all of the recipe but tasks and phases, and what model and store hold, as JSON),
+        ``key``, ``data`` (fingerprint of the task's texts and labels), ``task``, ``phase``,
         ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it),
         ``predicted`` (labels of the test examples, in file order);
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
@@ -131,6 +132,7 @@ class _Grid:
         ordered = sorted(arms, key=lambda arm: recipe.phases.index(arm.phase))
         self.cells = [(arm, seed) for seed in range(seeds) for arm in ordered]
         self.grid = _shape(recipe, ordered[0])
+        self.data = {arm.task: arm.finetune.inputs[:16] for arm in arms}
         self.rows = read_rows(out)
         self.commit = _commit()
         self._embedding: float | None = None
@@ -170,6 +172,8 @@ class _Grid:
         """Where a row stands in this grid; None for one of another."""
         if (row.get("grid"), row.get("model")) != (self.grid, self.recipe.model):
             return None
+        if row["task"] in self.data and row.get("data") != self.data[row["task"]]:
+            return None  # of a task whose texts or labels have changed since
         return row["task"], row["phase"], row["seed"]
 
     def _enter(self, *new: Row) -> None:
@@ -184,11 +188,13 @@ class _Grid:
         shared = [cell for cell in self.cells if _place(*cell) not in mine and _key(*cell) in known]
         about = {"grid": self.grid, "command": self.command, **self._about()}
         if shared:
-            keys, tasks = {_key(*cell) for cell in shared}, {arm.task for arm, _ in self.cells}
+            tasks = {arm.task for arm, _ in self.cells}
             # A task under another name than before is still one task.
-            renamed = [self._own(row) is not None and row["task"] not in tasks for row in self.rows]
-            self.rows = [r for r, gone in zip(self.rows, renamed, strict=True) if not (gone and r["key"] in keys)]
-            names = [{"task": arm.task, "phase": arm.phase.name} for arm, _ in shared]
+            new = {known[_key(*cell)]["task"]: cell[0].task for cell in shared}
+            for row in self.rows:
+                if self._own(row) is not None and row["task"] not in tasks and row["task"] in new:
+                    row["task"] = new[row["task"]]
+            names = [{"task": t, "phase": arm.phase.name, "data": self.data[t]} for arm, _ in shared if (t := arm.task)]
             self._enter(*(known[_key(*cell)] | about | name for cell, name in zip(shared, names, strict=True)))
 
     def _about(self) -> Row:
@@ -218,7 +224,8 @@ class _Grid:
         tuned = self._finetune(arm, seed)
         settings = {"finetune": arm.finetune.shape()["settings"], "adapt": [s.shape()["settings"] for s in arm.adapts]}
         return {
-            "grid": self.grid, "key": _key(arm, seed), "task": arm.task, "phase": arm.phase.name, "seed": seed,
+            "grid": self.grid, "key": _key(arm, seed), "data": self.data[arm.task],
+            "task": arm.task, "phase": arm.phase.name, "seed": seed,
             **tuned, **selecting,
             "steps": sum(record["steps"] for record in adapted),
             "tokens": sum(record["tokens_seen"] for record in adapted),
@@ -321,7 +328,7 @@ def _shape(recipe: Recipe, arm: Arm) -> str:
     for table, unshaping in (("adapt", "checkpoint_minutes"), ("dapt", "checkpoint_minutes"), ("finetune", "seeds")):
         settings[table].pop(unshaping)
     texts = [f"{name}:{shard.text}" for name, _, shard in Store(recipe.store).corpus.shards] if recipe.store else []
-    content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16]}
+    content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16], "format": FORMAT}
     return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase} | content)
 
 

@@ -225,9 +225,9 @@ def report(
     if plots is not None:
         require_plots("--plots")
     rows = read_whole(results, COLUMNS, MADE_BY)
-    cells = Counter((row["model"], row["grid"], row["task"], row["phase"], row["seed"]) for row in rows)
+    cells = Counter((row["model"], row["grid"], *map(row.get, ("data", "task", "phase", "seed"))) for row in rows)
     if (twice := cells.most_common(1)[0])[1] > 1:
-        _, _, task, phase, seed = twice[0]
+        *_, task, phase, seed = twice[0]
         raise InputError(f"{results} holds {task}, {phase}, seed {seed} of one grid more than once: keep one row")
     grids = grids_of(rows)
     number = len(grids) if grid is None else grid
@@ -253,6 +253,8 @@ def report(
 def grids_of(rows: Sequence[Row]) -> list[Grid]:
     """The grids of a results file, oldest first; a grid is as old as its last row.
 
+    Of a task whose texts or labels have changed, the rows of what it held last.
+
     Args:
         rows: in the order in which they were written.
     """
@@ -260,7 +262,12 @@ def grids_of(rows: Sequence[Row]) -> list[Grid]:
     for number, row in enumerate(rows):
         together.setdefault((row["model"], row["grid"]), []).append(number)
     found = sorted(together.values(), key=lambda numbers: numbers[-1])
-    return [Grid([rows[number] for number in numbers]) for numbers in found]
+    return [Grid(_of_latest_data([rows[number] for number in numbers])) for numbers in found]
+
+
+def _of_latest_data(rows: Sequence[Row]) -> list[Row]:
+    latest = {row["task"]: row.get("data") for row in rows}
+    return [row for row in rows if row.get("data") == latest[row["task"]]]
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:

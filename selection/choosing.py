@@ -203,7 +203,7 @@ class _Chooser:
         engine = known.settings.get("engine") if known else None
         model = (spec.model, spec.precision, self.device, spec.max_tokens)
         choice = self._tried(load_encoder(*model, engine or "torch"))
-        if engine or not openvino_engine.available() or choice.seconds is None:
+        if engine or not self.on_cpu or not openvino_engine.available() or choice.seconds is None:
             return choice
         in_torch = choice.seconds
         del choice  # one model in memory at a time

@@ -148,9 +148,9 @@ def sweep(folder: Path, name: str = "") -> None:
     """Removes what a killed run left aside under `folder`; what a running process of this machine is at stays.
 
     Args:
-        name: only what was to become a file or folder whose name begins so.
+        name: only what was to become a file or folder of this name, in `folder` itself.
     """
-    for leftover in folder.rglob(f"{name}*{ASIDE}"):
+    for leftover in folder.glob(f"{name}.*{ASIDE}") if name else folder.rglob(f"*{ASIDE}"):
         if _at_work(leftover):
             continue
         if leftover.is_dir():

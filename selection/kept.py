@@ -44,7 +44,10 @@ def read_kept(path: Path, check: bool = True) -> tuple[pa.RecordBatch, About] | 
         return None
     try:
         with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
+            try:
+                batch = pa.ipc.open_file(source).get_batch(0)
+            except OSError:  # which is also what Arrow says of a damaged header
+                return None
         about = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
         digest = about.pop(SHA256, None)
         whole = not check or digest == _digest(batch, about)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from selection.errors import ModelError
 from selection.files import fingerprint, sha256_of_file
@@ -98,13 +99,17 @@ def model_fingerprint(folder: Path) -> str:
 
     Those of its modules' folders too; not what else was put into it, nor what a training or a set says of itself.
     """
-    modules = folder / "modules.json"
-    named = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
-    places = {folder, *(folder / module.get("path", "") for module in named)}
+    parts = [module.get("path", "") for module in _json(folder / "modules.json", [])]
+    parts += _json(folder / "router_config.json", {}).get("types", {})
     kinds = {".json", ".txt", ".safetensors", ".model"}
-    found = (p for place in places if place.is_dir() for p in place.iterdir() if p.suffix in kinds and p.is_file())
-    files = sorted(p for p in found if p.name not in RECORDS)
+    found = {p for p in folder.iterdir() if p.name not in RECORDS}
+    found |= {p for part in parts if part for p in (folder / part).rglob("*")}
+    files = sorted(p for p in found if p.suffix in kinds and p.is_file())
     return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{sha256_of_file(p)}" for p in files))
+
+
+def _json(file: Path, otherwise: Any) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else otherwise
 
 
 def quiet_libraries() -> None:

@@ -230,9 +230,10 @@ def test_results_within_the_models_own_folder_change_no_identity(tmp_path, tiny_
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_model, marked_task) -> None:
     out = tmp_path / "out"
-    with alone_at(out):
-        with pytest.raises(NearkinError, match=r"another training is at work in .*out: wait for it"):
-            finetune(tiny_model("bert"), marked_task, out)
-        with pytest.raises(NearkinError, match="another training is at work"):
-            adapt(tiny_model("bert"), [marked_task], out)
+    at_work = r"another training is at work in .*out: wait for it"
+    with alone_at(out, out / ".lock"), pytest.raises(NearkinError, match=at_work):
+        finetune(tiny_model("bert"), marked_task, out)
+    with alone_at(out, tmp_path / ".out.lock"), pytest.raises(NearkinError, match="another training is at work"):
+        adapt(tiny_model("bert"), [marked_task], out)
+    out.rmdir()
     assert list(tmp_path.iterdir()) == [marked_task]

@@ -332,7 +332,9 @@ def test_results_of_other_phases_stay_in_the_file(make: Make) -> None:
     assert list(both) == ["none", "TAPT"]
     (one,) = run(make("none", seeds=2)).rows
     assert written() == {"none": one.test_mean, "TAPT": both["TAPT"]}
-    run(make("none", k=7))  # another recipe
+    run(make("none", k=7))  # in which TAPT would come out the same
+    assert list(written()) == ["none", "TAPT"]
+    run(make("none", adapt={"learning_rate": 1e-3}))  # in which it would not
     assert list(written()) == ["none"]
 
 

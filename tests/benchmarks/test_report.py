@@ -410,3 +410,12 @@ def test_seconds_of_several_machines_are_not_compared(tmp_path: Path) -> None:
     assert several.finding.startswith("Of tokens trained on, ")
     page = report(written(tmp_path / "rows.parquet", rows), tmp_path / "page.html").html()
     assert "Seconds are of 2 machines and do not compare between them: " in text_of(page)
+
+
+def test_of_a_task_that_changed_the_latest_rows_are_shown() -> None:
+    before = [row | {"data": "before"} for row in made(("none", "TAPT", "DAPT"))]
+    after = [row | {"data": "after"} for row in made(("none", "TAPT"), ("sciie",))]
+    (grid,) = grids_of([*before, *after])
+    assert {row["data"] for row in grid.rows if row["task"] == "sciie"} == {"after"}
+    assert {row["data"] for row in grid.rows if row["task"] != "sciie"} == {"before"}
+    assert grid.lacking == {"DAPT": ["sciie"]}
