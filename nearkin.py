@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1  # whoever read the output is gone, and what was to be done may not be
     except KeyboardInterrupt:
         return _fail("stopped; build, index, adapt, finetune, run and bench go on where they were when given again")
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selection.errors import NearkinError
+from selection.errors import NearkinError, StoreError
 from selection.files import atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
@@ -132,6 +132,9 @@ def select(
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, guard, outside)
         filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
+        opened.check_corpora()
+        if Store(opened.path).manifest.corpora != opened.manifest.corpora:
+            raise StoreError(f"{opened.path} was built further while passages were selected from it: select them again")
         _write_in_order(scratch, folder / "augmentation.parquet", order, seed)
         scratch.unlink()
         seconds = time.perf_counter() - start

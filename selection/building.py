@@ -14,7 +14,7 @@ from typing import Any
 from selection.choosing import Choice, Wanted, check_wanted, choose_encoder, drop_untaken
 from selection.devices import check_devices
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
-from selection.encoders import STATIC, cascade_model
+from selection.encoders import STATIC, Encoder, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
 from selection.index import load_faiss
@@ -180,6 +180,8 @@ def build(
             release_memory()  # what ingestion and the encoders that were not chosen have left
             seconds["encoder"] = time.perf_counter() - start
             chosen = choice.encoder
+            if encoder is None:
+                _check_same(opened, chosen)
             if model is not None:
                 opened.manifest.encoders[chosen.slug].settings["cascade"] = full
             if goal.kind == KEPT:
@@ -228,6 +230,16 @@ def collect(
     for corpus in opened.manifest.corpora:
         report(corpus_line(corpus))
     return opened.manifest.corpora
+
+
+def _check_same(store: Store, encoder: Encoder) -> None:
+    """Raises StoreError where embeddings would be thrown away for those of another version that nobody asked for."""
+    entry = store.manifest.encoders.get(encoder.slug)
+    if entry is not None and entry.shards and entry.fingerprint != encoder.fingerprint:
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model} than the one here: use that one, or embed "
+            f"everything anew by `nearkin build {store.path} --encoder {entry.model}{_flags(entry)}`"
+        )
 
 
 def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
@@ -287,7 +299,8 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted) -> BuildPlan:
 
 def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
     """What embedding holds above the encoder at most: three of the largest shards as text, tokens and vectors."""
-    shards = [store.corpus.shards[position][2] for position in embedding.todo]
+    corpus = store.corpus
+    shards = [corpus.shards[position][2] for position in embedding.todo]
     rows, text = max(s.rows for s in shards), max(s.text_bytes for s in shards)
     return 3 * (3 * text + rows * dim * 6)
 

@@ -24,6 +24,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from selection.embedding import Embeddings
 from selection.index.ranking import Ids, Ranking
 
 BINS = 96
@@ -33,7 +34,7 @@ BLOCK = 2048
 SHRUNK = 20.0  # pairs that the straight line counts as, beside a bin's own
 HALVINGS = 25
 PRUDENCE = 1.3  # what is missing is a tenth to a third more than the bare model expects (docs/log.md)
-LEARNT = 50_000  # pairs of a block of passages
+LEARNT, MOST_LEARNT = 50_000, 8_000_000  # pairs of a block of passages, of all; 9 bytes each
 EVENLY = 0.2  # of an audit, drawn without regard to the model
 TIGHTEST = 1e-3
 
@@ -320,11 +321,19 @@ class CascadeSearch:
         shown = self.rng.permutation(len(query))[:LEARNT]
         query, row = query[shown], row[shown]
         self._known.append((query.astype(np.int32), bins[query, row].astype(np.uint8), scores[query, row]))
+        held = sum(len(part[0]) for part in self._known)
+        if held > MOST_LEARNT:
+            some = self.rng.permutation(held)[: MOST_LEARNT // 2]
+            queries, bins_of, full = (np.concatenate(column)[some] for column in zip(*self._known, strict=True))
+            self._known = [(queries, bins_of, full)]
 
     def _cheap(self, ids: Ids) -> Floats:
         """Cheap vectors float32 [n, dim] of ascending `ids`."""
+        blocks = self.blocks()
+        if isinstance(blocks, Embeddings):
+            return blocks.take(ids)
         first, parts = 0, []
-        for block in self.blocks():
+        for block in blocks:
             low, high = np.searchsorted(ids, [first, first + len(block)])
             if high > low:
                 parts.append(block[ids[low:high] - first].astype(np.float32))

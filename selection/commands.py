@@ -340,12 +340,19 @@ def seed(text: str) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     from selection.building import KEPT, build, collect
+    from selection.errors import InputError
     from selection.index.plan import IndexWanted
     from selection.ingest import CorpusSpec, parse_corpus
     from selection.wording import human_seconds
 
     named = [parse_corpus(argument) for argument in args.corpus]
+    if not named and (args.where or args.chunk or args.text_column != "text"):
+        raise InputError("--where, --chunk and --text-column say how a --corpus is read: name it with them")
     if args.encoder == "none":
+        without = ("precision", "max_seconds", "max_tokens", "device", "index", "max_memory")
+        if given := [name for name in without if getattr(args, name) is not None]:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise InputError(f"{flag} is for a build that embeds: leave it or --encoder none out")
         corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk) for n, path in named]
         read = collect(args.store, corpora, report=lambda line: print(line, flush=True))
         print(f"done    {args.store}: {sum(c.passages for c in read):,} passages, none embedded")

@@ -6,11 +6,14 @@ stops the program. Leftovers of a killed run are recognised by their ending and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +28,19 @@ from selection.errors import DISK_FULL, NearkinError, explain_os_error
 from selection.wording import human_bytes
 
 ASIDE = ".partial"
+DAY = 24 * 3600
+_MINE: set[str] = set()
+"""Names of what this process is writing aside."""
 
 
 def _aside(path: Path) -> Path:
     """A name beside `path` that no other process takes; it tells who is at it."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{ASIDE}")
+    return path.with_name(f"{path.name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}{ASIDE}")
+
+
+def _host() -> str:
+    """This machine or container, in eight hex digits."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -38,6 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    _MINE.add(aside.name)
     try:
         with _explained(path, aside):
             yield aside
@@ -48,10 +60,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+        _MINE.discard(aside.name)
 
 
 def check_replaceable(path: Path, overwrite: bool, holds: str | None = None) -> None:
     """Refuses what `atomic_folder` would refuse, with the same arguments, before long work."""
+    if os.path.ismount(path):  # which cannot be renamed over
+        raise NearkinError(f"{path} is where a disk is mounted: name a folder within it")
     filled = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if filled and not overwrite:
         raise NearkinError(f"{path} exists already: name another folder, or pass --overwrite to replace it")
@@ -85,8 +100,9 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
         NearkinError: `path` exists and is not empty, and may not be replaced.
     """
     check_replaceable(path, overwrite, holds)
-    path = Path(os.path.abspath(path))  # noqa: PTH100
+    path = Path(os.path.realpath(path))
     aside, before = _aside(path), _aside(path)
+    _MINE.update((aside.name, before.name))
     try:
         with _explained(path):
             aside.mkdir(parents=True)
@@ -106,6 +122,7 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
             before.replace(path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+        _MINE.difference_update((aside.name, before.name))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -160,10 +177,16 @@ def sweep(folder: Path, name: str = "") -> None:
 
 
 def _at_work(aside: Path) -> bool:
-    """Whether the process that made this file is another one and still runs."""
-    number = aside.name.removesuffix(ASIDE).rpartition(".")[2].partition("-")[0]
-    if not number.isdigit() or int(number) == os.getpid() or os.name != "posix":
+    """Whether the process that made this file still runs; one of another machine is believed to for a day."""
+    number, host, *_ = [*aside.name.removesuffix(ASIDE).rpartition(".")[2].split("-"), ""]
+    if not number.isdigit() or os.name != "posix":
         return False
+    if host != _host():
+        with contextlib.suppress(OSError):
+            return time.time() - aside.stat().st_mtime < DAY
+        return False
+    if int(number) == os.getpid():
+        return aside.name in _MINE
     try:
         os.kill(int(number), 0)
     except ProcessLookupError:

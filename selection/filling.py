@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from selection.tokens import count_tokens
 log = logging.getLogger(__name__)
 
 BLOCK = 8192
+READ_BYTES = 256 << 20
 AUGMENTATION = pa.schema(
     [
         ("doc_id", pa.int64()),
@@ -75,8 +76,8 @@ class Budget:
 def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budget: Budget, scratch: Path) -> Filling:
     """Asks `selector` for candidates, more of them while too few survive, until the budget is met.
 
-    Memory: a block of candidates with their texts, and what the gate remembers of those let in; passages go to
-    `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in.
+    Memory: candidates with their texts, up to `READ_BYTES` at once, and what the gate remembers of those let in;
+    passages go to `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in.
 
     Raises:
         InputError: nothing survives, or the corpus is smaller than the budget.
@@ -136,7 +137,7 @@ def _check_tokens(wanted: int, corpus: Corpus, tokenizer: str) -> None:
 
 def _first_guess(budget: Budget, corpus: Corpus, tokenizer: str) -> int:
     if budget.docs is not None:
-        return budget.docs + 1
+        return budget.docs + budget.docs // 10 + 16
     sample = corpus.take(np.linspace(0, len(corpus) - 1, 64).astype(np.int64), ["text"])
     mean = max(float(count_tokens(sample["text"], tokenizer).mean()), 1.0)
     return int((budget.tokens or 1) / mean * 1.2) + 16
@@ -158,14 +159,13 @@ class Filling:
         return {name: count / max(self.passages, 1) for name, count in ordered}
 
     def take(self, candidates: pa.Table, writer: pa.RecordBatchWriter) -> None:
-        start = 0
-        with tqdm(
+        bar = tqdm(
             total=candidates.num_rows, desc=f"selecting {self.method}", unit=" candidates", disable=None, leave=False
-        ) as bar:
-            while start < candidates.num_rows and not self.full:
-                block = candidates.slice(start, BLOCK)
-                start += block.num_rows
-                rows = self.corpus.take(block["doc_id"].to_numpy())
+        )
+        with bar:
+            for block, rows in self._read(candidates):
+                if self.full:
+                    return
                 keep = self.gate.admit(block["doc_id"].to_numpy(), rows)
                 counts = count_tokens(rows["text"].take(keep), self.tokenizer)
                 fits = self._fit(counts)
@@ -178,6 +178,24 @@ class Filling:
                     self._sources[count["values"]] += count["counts"]
                 writer.write_table(kept)
                 bar.update(block.num_rows)
+
+    def _read(self, candidates: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Candidates with their passages, a block at a time.
+
+        They lie all over the corpus, and a shard takes about as long for one as for many. So several blocks are read at
+        once, more and more of them, up to `READ_BYTES` of text.
+        """
+        text = sum(shard.text_bytes for _, _, shard in self.corpus.shards)
+        mean = max(text / max(len(self.corpus), 1), 1)
+        most = max(int(READ_BYTES / mean), 1)
+        block, at_once, start = min(BLOCK, most), min(BLOCK, most), 0
+        while start < candidates.num_rows:
+            part = candidates.slice(start, at_once)
+            rows = self.corpus.take(part["doc_id"].to_numpy())
+            for begin in range(0, part.num_rows, block):
+                yield part.slice(begin, block), rows.slice(begin, block)
+            start += part.num_rows
+            at_once = min(2 * at_once, most)
 
     def _fit(self, counts: npt.NDArray[np.int64]) -> int:
         """How many of the next passages, of `counts` tokens each, the budget still takes."""

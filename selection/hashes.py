@@ -6,6 +6,8 @@ chance of 3 %.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,6 +16,8 @@ import pyarrow.compute as pc
 from selection.tokens import Ragged, split_words
 
 Hashes = npt.NDArray[np.uint64]
+
+SLICE_BYTES = 8 << 20
 
 
 def mix(hashes: Hashes) -> Hashes:
@@ -75,9 +79,22 @@ def flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pc.fill_null(texts.cast(pa.large_string()), "")
 
 
+def slices(texts: pa.Array) -> Iterator[slice]:
+    """Rows of at most `SLICE_BYTES` of text at a time, or a single row of more."""
+    ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
+    start = 0
+    while start < len(texts):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + SLICE_BYTES, "right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
 def text_hashes(normalised: pa.Array | pa.ChunkedArray) -> Hashes:
     """A uint64 hash of each text (large_string [n], as `selection.guard.normalise` gives it)."""
-    return hash_each(flat(normalised).cast(pa.large_binary()))
+    texts = flat(normalised)
+    parts = [hash_each(texts[part].cast(pa.large_binary())) for part in slices(texts)]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
 class Seen:

@@ -83,7 +83,7 @@ def find_files(location: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
+        found = [p for p in _files_under(path) if not _hidden(p.relative_to(path))]
         columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
@@ -100,6 +100,20 @@ def find_files(location: str) -> list[Path]:
     if not files:
         raise InputError(f"{path} does not exist" if not glob.has_magic(str(path)) else f"no file matches {path}")
     return files
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Every file, those behind symbolic links to other folders too; no folder twice."""
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        links = {name: os.path.islink(Path(place) / name) for name in folders}  # noqa: PTH114
+        folders[:] = []
+        for name in sorted(links, key=lambda name: (links[name], name)):  # what a link leads to may stand beside it
+            real = os.path.realpath(Path(place) / name)
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
+        yield from (Path(place) / name for name in files)
 
 
 def _hidden(path: Path) -> bool:

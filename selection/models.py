@@ -66,6 +66,8 @@ def _in_cache(hub_id: str) -> Path | None:
     except Exception:  # absent, or not a hub id: the next place is asked
         return None
     whole = any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
+    if hub_id in PACKAGED:  # another program may have fetched its weights alone, which are no sentence encoder
+        whole = whole and (folder / "modules.json").is_file()
     return folder if whole else None
 
 

@@ -8,27 +8,25 @@ al. 2020, appendix C); one that shares half of its runs with better-ranked passa
 N-grams are 64-bit hashes, made and looked up by array arithmetic. Among a billion different ones some pair collides
 with a chance of 3 %, and a collision adds one n-gram to a share.
 
-Memory: fifteen times a slice of text (`SLICE_BYTES`). Beside it stand 12 bytes for each different n-gram ranked so far
-(2 kB a passage of 170 words, twice that while runs are merged). Nothing grows with the corpus.
+Memory: fifteen times a slice of text (`selection.hashes.SLICE_BYTES`). Beside it stand 12 bytes for each different
+n-gram ranked so far (2 kB a passage of 170 words, twice that while runs are merged). Nothing grows with the corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selection.guard import PRIORITY
-from selection.hashes import Hashes, flat, ngram_hashes, word_hashes
+from selection.hashes import Hashes, flat, ngram_hashes, slices, word_hashes
 
 WORDS = 13
 SHORTEST = 8
 SHARE = 0.5
-SLICE_BYTES = 8 << 20
 
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
@@ -73,17 +71,6 @@ class Copies:
     @classmethod
     def none(cls, n: int) -> Copies:
         return cls(np.zeros(n, bool), np.full(n, -1, np.int64), np.zeros(n, np.float32))
-
-
-def _slices(texts: pa.Array) -> Iterator[slice]:
-    """Rows of at most `SLICE_BYTES` of text at a time, or a single row of more."""
-    ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
-    start = 0
-    while start < len(texts):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(ends, before + SLICE_BYTES, "right")), start + 1)
-        yield slice(start, stop)
-        start = stop
 
 
 @dataclass(frozen=True)
@@ -147,7 +134,7 @@ class Contained:
 
     def _table(self, texts: pa.Array, length: int) -> _Owned:
         hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
-        for part in _slices(texts):
+        for part in slices(texts):
             words = word_hashes(texts[part])
             whole = words.lengths >= length if length == self.n else words.lengths == length
             rows = np.flatnonzero(whole)
@@ -161,7 +148,7 @@ class Contained:
         """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""
         texts = flat(normalised)
         first = np.full(len(texts), NONE)
-        for part in _slices(texts):
+        for part in slices(texts):
             words = word_hashes(texts[part])
             for length, table, sieve in self._tables:
                 grams = ngram_hashes(words, length)
@@ -215,7 +202,7 @@ class NearDuplicates:
             allowed: bool [n]; the others are neither compared nor remembered.
         """
         texts, found = flat(normalised), Copies.none(len(normalised))
-        for part in _slices(texts):
+        for part in slices(texts):
             rows = np.flatnonzero(allowed[part]) + part.start
             grams = ngram_hashes(word_hashes(texts.take(pa.array(rows))), self.n)
             self._judge(*self._owners(grams.values, np.repeat(rows + self._count, grams.lengths)), found)

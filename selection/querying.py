@@ -17,7 +17,7 @@ from selection.task import Task, read_task
 
 log = logging.getLogger(__name__)
 
-FETCH_ROWS = 200_000
+FETCH_ROWS, FETCH_BYTES = 200_000, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ class Answer:
         query = self.neighbours["query_id"].to_numpy()
         if len(query) == 0:
             return
+        text = sum(shard.text_bytes for _, _, shard in self.corpus.shards)
+        at_once = max(1, min(FETCH_ROWS, int(FETCH_BYTES * len(self.corpus) / max(text, 1))))
         start = 0
         while start < len(query):
-            stop = min(start + FETCH_ROWS, len(query))
+            stop = min(start + at_once, len(query))
             if stop < len(query):
                 stop = max(int(np.searchsorted(query, query[stop], "left")), start + 1)
                 stop = int(np.searchsorted(query, query[stop - 1], "right"))

@@ -84,7 +84,9 @@ def _write(path: Path, vectors: Vectors, encoder: str) -> None:
 
 def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
     """What is kept at `path`, if it is whole and of this encoder."""
-    kept = read_kept(path)
+    kept = None
+    with contextlib.suppress(OSError):  # another user's
+        kept = read_kept(path)
     if kept is None or kept[1] != {"encoder": encoder}:
         return None
     vectors: Vectors = kept[0].column(0).flatten().to_numpy().reshape(rows, dim)

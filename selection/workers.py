@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from selection.store import FileEntry, Store
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS, LOOK_SECONDS = 1800.0, 0.5
+SILENCE_SECONDS, LOOK_SECONDS, PULSE_SECONDS = 1800.0, 0.5, 60.0
 JOBS_AT_ONCE = 8  # so that reading, encoding and writing overlap within a process
 
 _mine: dict[str, Any] = {}
@@ -55,16 +56,16 @@ def embed_elsewhere(
     """As `selection.embedding.embed_here`, in one process a device.
 
     Raises:
-        NearkinError: a process died, or none finished a shard for half an hour.
+        NearkinError: a process died or could not begin, or none encoded anything for half an hour.
     """
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
-    names, made = context.SimpleQueue(), context.SimpleQueue()
+    names, made, failed = context.SimpleQueue(), context.SimpleQueue(), context.SimpleQueue()
     for name in devices:
         names.put(name)
     compiled = isinstance(encoder, TransformerEncoder) and encoder.compiled
-    pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, store.path, encoder.slug, compiled))
+    pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, failed, store.path, encoder.slug, compiled))
     again = f"run `nearkin build {store.path}` to go on from what is finished"
     try:
         size = max(1, min(JOBS_AT_ONCE, len(jobs) // (4 * len(devices))))  # small enough to end together
@@ -74,17 +75,21 @@ def embed_elsewhere(
         while open_jobs:
             done, open_jobs = wait(open_jobs, LOOK_SECONDS, FIRST_COMPLETED)
             while not made.empty():
-                text, file, checked = made.get()
+                heard = time.monotonic()
+                if (said := made.get()) is None:
+                    continue
+                text, file, checked = said
                 store.adopt(file, checked)
                 bar.update(file.rows)
                 finished(text, file)
-                heard = time.monotonic()
             for future in done:
                 future.result()
             if time.monotonic() - heard > SILENCE_SECONDS:
-                silent = f"no process on {', '.join(devices)} finished a shard in {SILENCE_SECONDS / 60:.0f} minutes"
+                silent = f"no process on {', '.join(devices)} encoded anything in {SILENCE_SECONDS / 60:.0f} minutes"
                 raise NearkinError(f"{silent}: {again}")
     except BrokenProcessPool:
+        if not failed.empty():
+            raise NearkinError(f"a process cannot begin: {failed.get()}") from None
         raise NearkinError(
             f"a process on one of {', '.join(devices)} died, perhaps for want of memory: {again}"
         ) from None
@@ -94,15 +99,20 @@ def embed_elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open(names: Any, made: Any, path: Path, slug: str, compiled: bool) -> None:
+def _open(names: Any, made: Any, failed: Any, path: Path, slug: str, compiled: bool) -> None:
     """Runs once in each process: the store and the encoder on the next device, compiled where the parent's is."""
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()
     device = names.get()
     if device == "cpu":
         torch.set_num_threads(1)
-    store = Store(path)
-    encoder = stored_encoder(store, slug, device)
+    try:
+        store = Store(path)
+        encoder = stored_encoder(store, slug, device)
+    except Exception as error:
+        failed.put(f"{device}: {' '.join(str(error).split()) or type(error).__name__}")
+        raise
     if compiled and isinstance(encoder, TransformerEncoder):
         import torch._inductor.config as inductor
 
@@ -110,6 +120,27 @@ def _open(names: Any, made: Any, path: Path, slug: str, compiled: bool) -> None:
         if not encoder.compile():
             log.warning("%s goes on with a model that is not compiled", device)
     _mine.update(made=made, store=store, encoder=encoder)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, by a signal say, since nobody takes what it makes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Pulse(tqdm):  # type: ignore[misc]
+    """A bar that nobody sees; it tells the parent now and then that something was encoded."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__(disable=True)
+        self._made, self._told = made, 0.0
+
+    def update(self, n: float | None = 1) -> None:
+        if time.monotonic() - self._told > PULSE_SECONDS:
+            self._told = time.monotonic()
+            self._made.put(None)
 
 
 def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> None:
@@ -121,4 +152,4 @@ def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> None:
     def tell(text: str, file: FileEntry) -> None:
         _mine["made"].put((text, file, store.checked_as(file)))
 
-    embed_here(store, encoder, jobs, tqdm(disable=True), tell)
+    embed_here(store, encoder, jobs, _Pulse(_mine["made"]), tell)

@@ -233,6 +233,8 @@ def test_bad_arguments_are_refused(cli: Cli, store: Path, corpus_file: Path, tas
     assert_refused(cli("build", new, "--corpus", corpus, "--encoder", "no-such-encoder"), "not on this machine")
     assert_refused(cli("build", new, "--corpus", corpus, "--where", "nothing > 1"), "does not work", "nothing")
     assert_refused(cli("build", new, "--corpus", "c=hf://no-such-owner/no-such-dataset"), "cannot be loaded")
+    assert_refused(cli("build", store, "--where", "length(text) > 5"), "name it with them")
+    assert_refused(cli("build", new, "--corpus", corpus, "--encoder", "none", "--precision", "bf16"), "--precision is")
     assert not new.exists()
     assert_refused(cli("query", new, task_folder), "not a store")
     assert_refused(cli("query", task_folder, task_folder), "not a store")

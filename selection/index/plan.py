@@ -32,6 +32,7 @@ AFFORDABLE = 60.0
 QUERIES = 10_000
 POINTS_PER_LIST = 32
 LEAST_BLOCK = 16 << 20
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 AUTO = ("ivf", "ivf-sq8", "hnsw")
 
 
@@ -102,11 +103,16 @@ def training_points(rows: int, lists: int) -> int:
 
 
 def memory_of_machine() -> int:
-    """Bytes of physical memory; 8 GB where the system does not say."""
+    """Bytes of physical memory, or what a container is given of it; 8 GB where the system does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 8 << 30
+    limits = [physical]
+    for file in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
 
 
 def plan_index(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.harvest import Harvest
+from selection import augmentation, filling
 from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
-from selection.building import build
+from selection.building import build, collect
 from selection.errors import InputError, NearkinError, StoreError
 from selection.guard import Duplicates, Guard, normalise
 from selection.index.search import NEIGHBOURS
@@ -231,6 +233,33 @@ def test_nothing_left_is_an_error_and_writes_nothing(
         run(leaky[0], task_folder, tmp_path / "set", "random", tokens=1)
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("budget", [{"docs": 37}, {"tokens": 900}, {"k": 3}])
+def test_a_set_is_the_same_however_its_passages_are_read(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
+) -> None:
+    expected = run(built, task_folder, tmp_path / "one", **budget).table
+    monkeypatch.setattr(filling, "BLOCK", 7)
+    monkeypatch.setattr(filling, "READ_BYTES", 20_000)
+    assert run(built, task_folder, tmp_path / "many", **budget).table.equals(expected)
+    monkeypatch.setattr(filling, "READ_BYTES", 1)
+    assert run(built, task_folder, tmp_path / "each", **budget).table.equals(expected)
+
+
+def test_a_store_that_changes_meanwhile_gives_no_set(
+    store: Path, task_folder: Path, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(*arguments: Any) -> Any:
+        found = filling.assemble(*arguments)
+        pq.write_table(passages.slice(0, 5), tmp_path / "more.parquet")
+        collect(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+        return found
+
+    monkeypatch.setattr(augmentation, "assemble", changing)
+    with pytest.raises(StoreError, match="built further while passages were selected"):
+        run(store, task_folder, tmp_path / "set", "random", docs=5)
+    assert not (tmp_path / "set").exists()
 
 
 def test_an_existing_folder_is_kept_unless_told(built: Path, task_folder: Path, tmp_path: Path) -> None:

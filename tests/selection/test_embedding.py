@@ -118,6 +118,10 @@ def test_changed_encoder_makes_all_anew(store: Path, tiny_encoder: Path, tmp_pat
     settings = json.loads((other / "sentence_bert_config.json").read_text())
     settings["max_seq_length"] = 16
     (other / "sentence_bert_config.json").write_text(json.dumps(settings))
+    before = (store / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match=r"another version of .* than the one here"):
+        build(store)  # nobody asked for it, and days of encoding may be at stake
+    assert (store / "manifest.json").read_bytes() == before
     result = build(store, encoder=str(other))
     assert result.plan.embedding.reused == 0
     assert Store(store).manifest.encoders["tiny-encoder"].fingerprint == load_encoder(str(other)).fingerprint

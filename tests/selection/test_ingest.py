@@ -209,6 +209,20 @@ def test_folders_globs_and_hub_folders(small: pa.Table, tmp_path: Path) -> None:
     assert all_rows(hub)["text"].to_pylist() == small["text"].to_pylist()[:30]
 
 
+def test_folders_behind_links_are_read_and_loops_end(small: pa.Table, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "corpus" / "a", tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    elsewhere.mkdir()
+    pq.write_table(small.slice(0, 10), folder / "one.parquet")
+    pq.write_table(small.slice(10, 10), elsewhere / "two.parquet")
+    (tmp_path / "corpus" / "b").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(tmp_path / "corpus")
+    (folder / "itself").symlink_to(folder)
+    (tmp_path / "corpus" / "0").symlink_to(folder)  # stands before it
+    found = find_files(str(tmp_path / "corpus"))
+    assert [p.name for p in found] == ["one.parquet", "two.parquet"]
+
+
 def test_files_left_out_of_a_folder_are_named(
     small: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from selection import near, near_cosine
+from selection import hashes, near, near_cosine
 from selection.errors import NearkinError
 from selection.guard import PRIORITY, normalise
 from selection.hashes import ngram_hashes, word_hashes
@@ -106,7 +106,7 @@ def test_pieces_of_forbidden_texts(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near, "SHORTEST", shortest)
-        patch.setattr(near, "SLICE_BYTES", slice_bytes)
+        patch.setattr(hashes, "SLICE_BYTES", slice_bytes)
         arrays = {reason: texts_of(held) for reason, held in forbidden.items()}
         leaks = Contained(arrays, n).find(texts_of(texts))
     assert leaks.reasons == tuple(reason for reason in PRIORITY if reason in forbidden)
@@ -176,7 +176,7 @@ def test_near_copies_however_candidates_are_cut(
 ) -> None:
     texts, allowed = [text for text, _ in candidates], [may for _, may in candidates]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near, "SLICE_BYTES", slice_bytes)
+        patch.setattr(hashes, "SLICE_BYTES", slice_bytes)
         copies = NearDuplicates(n, share)
         parts = [copies.find(texts_of(texts[part]), np.array(allowed[part], bool)) for part in blocks(len(texts), cuts)]
     expected = plain_copies(texts, allowed, n, share)
@@ -193,7 +193,7 @@ def test_real_passages_with_copies_among_them(passages: pa.Table) -> None:
     allowed = rng.random(len(texts)) < 0.9
     copies, parts = NearDuplicates(), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near, "SLICE_BYTES", 20_000)
+        patch.setattr(hashes, "SLICE_BYTES", 20_000)
         for part in blocks(len(texts), [1, 130, 131, 500]):
             parts.append(copies.find(texts_of(texts[part]), allowed[part]))
     expected = plain_copies(texts, allowed.tolist(), near.WORDS, near.SHARE)
