@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
+from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
 from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
@@ -130,6 +131,8 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
         absolute = os.path.abspath(Path(spec.location).expanduser())  # noqa: PTH100
         spec = replace(spec, location=absolute)
     known = next((c for c in store.manifest.corpora if c.name == spec.name), None)
+    if spec.chunk is not None:
+        spec = replace(spec, chunk_model=_counting_model(store, spec, known))
     if spec.location.startswith(HUB):
         if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
             return known
@@ -143,6 +146,17 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
         return _scan(store, spec, files)
     batches = ((f, batch) for f in files for batch in _any_batches(f))
     return _convert(store, spec, files, batches)
+
+
+def _counting_model(store: Store, spec: CorpusSpec, known: CorpusEntry | None) -> str | None:
+    """Whose tokenizer counts a chunk's tokens: as asked, else as before, else that of the store's encoder."""
+    if spec.chunk_model is not None:
+        return full_name(spec.chunk_model)
+    if known is not None and known.spec.get("chunk") is not None:
+        before: str | None = known.spec.get("chunk_model")
+        return before
+    models = [store.manifest.encoders[slug].model for slug in store.manifest.in_use]
+    return models[0].removeprefix(STATIC) if models else None
 
 
 def _same(known: CorpusEntry, spec: CorpusSpec) -> bool:

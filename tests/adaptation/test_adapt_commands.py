@@ -38,7 +38,7 @@ def test_help_shows_an_example(parser, command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         parser.parse_args([command, "--help"])
     assert stop.value.code == 0
-    assert f"example:\n  nearkin {command} --model" in capsys.readouterr().out
+    assert f"examples:\n  nearkin {command} --model" in capsys.readouterr().out
 
 
 def test_building_the_command_line_loads_no_model_library() -> None:

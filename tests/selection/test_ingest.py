@@ -362,3 +362,13 @@ def test_where_names_know_no_case_and_conditions_are_of_one_row(small: pa.Table,
     assert entry.passages == pc.sum(pc.equal(small["package"], package)).as_py()
     with pytest.raises(InputError, match="condition on one row"):
         scan(tmp_path / "b", tmp_path / "a.parquet", where="count(*) > 0")
+
+
+def test_chunks_are_counted_by_the_same_tokenizer_again(tiny_encoder: Path, passages: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(passages.slice(0, 30).select(["text"]), tmp_path / "long.parquet")
+    _, first = scan(tmp_path, tmp_path / "long.parquet", chunk=48, chunk_model=str(tiny_encoder))
+    assert first.spec["chunk_model"] == str(tiny_encoder)
+    again, _ = scan(tmp_path, tmp_path / "long.parquet", chunk=48)
+    assert again.manifest.corpora == [first]  # though the second call names none
+    more, _ = scan(tmp_path, tmp_path / "long.parquet", chunk=32)
+    assert more.manifest.corpora[0].spec["chunk_model"] == str(tiny_encoder)
