@@ -208,6 +208,8 @@ def text_column(
     if name not in table.schema.names:
         has = ", ".join(table.schema.names) or "none"
         raise InputError(f"{path} has no column {name!r} (it has {has}); {remedy}")
+    if table.schema.names.count(name) > 1:
+        raise InputError(f"{path} has several columns {name!r}: rename all but one")
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -165,6 +165,8 @@ def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[
     (folder / "blank.txt").write_text("\n  \n\n")
     (folder / "image.png").write_bytes(b"png")
     pq.write_table(pa.table({"text": [1, 2, 3]}), folder / "numbers.parquet")
+    twice = pa.table([pa.array(["one"]), pa.array(["two"])], ["text", "text"])
+    pq.write_table(twice, folder / "twice.parquet")
     invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     with pa.ipc.new_file(str(folder / "utf.arrow"), pa.schema([("text", pa.string())])) as writer:
         writer.write_batch(pa.record_batch([invalid], names=["text"]))
@@ -183,6 +185,7 @@ def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[
         "cut gzip": (folder / "cut.jsonl.gz", ["cut.jsonl.gz"]),
         "no text column": (folder / "columns.csv", ["no column 'text'", "body, label"]),
         "text is not text": (folder / "numbers.parquet", ["int64, not text"]),
+        "two text columns": (folder / "twice.parquet", ["twice.parquet has several columns 'text'"]),
         "blank": (folder / "blank.txt", ["no passage with text"]),
         "unknown format": (folder / "image.png", ["unknown format"]),
     }
@@ -203,6 +206,7 @@ KINDS = [
     "cut gzip",
     "no text column",
     "text is not text",
+    "two text columns",
     "blank",
     "unknown format",
 ]
