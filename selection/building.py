@@ -14,7 +14,7 @@ from typing import Any
 from selection.choosing import Choice, Wanted, check_wanted, choose_encoder, drop_untaken
 from selection.devices import check_devices
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
-from selection.encoders import STATIC, Encoder, cascade_model
+from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
 from selection.index import load_faiss
@@ -23,6 +23,7 @@ from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest
 from selection.memory import peak_memory, release_memory
+from selection.slugs import check_version
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
@@ -181,7 +182,7 @@ def build(
             seconds["encoder"] = time.perf_counter() - start
             chosen = choice.encoder
             if encoder is None:
-                _check_same(opened, chosen)
+                check_version(opened, chosen)
             if model is not None:
                 opened.manifest.encoders[chosen.slug].settings["cascade"] = full
             if goal.kind == KEPT:
@@ -230,16 +231,6 @@ def collect(
     for corpus in opened.manifest.corpora:
         report(corpus_line(corpus))
     return opened.manifest.corpora
-
-
-def _check_same(store: Store, encoder: Encoder) -> None:
-    """Raises StoreError where embeddings would be thrown away for those of another version that nobody asked for."""
-    entry = store.manifest.encoders.get(encoder.slug)
-    if entry is not None and entry.shards and entry.fingerprint != encoder.fingerprint:
-        raise StoreError(
-            f"{store.path} was embedded by another version of {entry.model} than the one here: use that one, or embed "
-            f"everything anew by `nearkin build {store.path} --encoder {entry.model}{_flags(entry)}`"
-        )
 
 
 def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:

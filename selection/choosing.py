@@ -34,7 +34,7 @@ from selection.errors import ModelError
 from selection.files import atomic_folder
 from selection.memory import release_memory
 from selection.models import DEFAULT_ENCODER
-from selection.slugs import check_slug, open_encoder
+from selection.slugs import check_slug, check_version, open_encoder
 from selection.store import EncoderEntry, Store
 from selection.tokens import Ragged, count_tokens
 from selection.wording import human_seconds
@@ -262,7 +262,11 @@ class _Chooser:
             return None
         folder = self.store.path / "encoders" / spec.slug
         encoder = load_encoder(spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder)
-        return encoder if encoder.fingerprint == known.fingerprint else None
+        if encoder.fingerprint == known.fingerprint:
+            return encoder
+        if self.wanted.encoder is None:
+            check_version(self.store, encoder)
+        return None
 
     def _fit_int8(self, spec: EncoderSpec) -> Encoder:
         plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selection.encoders import same_model, slug_of
+from selection.encoders import Encoder, same_model, slug_of
 from selection.errors import StoreError
 from selection.store import Store
 
@@ -37,6 +37,17 @@ def slug_held(store: Store, model: str, precision: str = "exact") -> str | None:
     slug = slug_of(model, precision)
     entry = store.manifest.encoders.get(slug)
     return slug if entry is not None and same_model(entry.model, model) else None
+
+
+def check_version(store: Store, encoder: Encoder) -> None:
+    """Raises StoreError where embeddings would give way to those of another version of their model."""
+    entry = store.manifest.encoders.get(encoder.slug)
+    if entry is not None and entry.shards and entry.fingerprint != encoder.fingerprint:
+        precision = "" if entry.precision == "exact" else f" --precision {entry.precision}"
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model} than the one here: use that one, or embed "
+            f"everything anew by `nearkin build {store.path} --encoder {entry.model}{precision}`"
+        )
 
 
 def check_slug(store: Store, slug: str, model: str, fingerprint: str | None = None) -> None:

@@ -127,6 +127,21 @@ def test_changed_encoder_makes_all_anew(store: Path, tiny_encoder: Path, tmp_pat
     assert Store(store).manifest.encoders["tiny-encoder"].fingerprint == load_encoder(str(other)).fingerprint
 
 
+def test_another_model_behind_a_static_encoder_is_noticed(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_encoder, tmp_path / "model"))
+    store = tmp_path / "store"
+    build(store, [CorpusSpec("d", str(corpus_file))], encoder=f"static:{model}")
+    settings = json.loads((model / "sentence_bert_config.json").read_text())
+    (model / "sentence_bert_config.json").write_text(json.dumps(settings | {"max_seq_length": 16}))
+    before = (store / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match="another version of static:"):
+        build(store)
+    assert (store / "manifest.json").read_bytes() == before
+    assert build(store, encoder=f"static:{model}").plan.embedding.reused == 0
+
+
 def test_added_corpus_leaves_the_rest(store: Path, passages: pa.Table, tmp_path: Path) -> None:
     pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
     result = build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
