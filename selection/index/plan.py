@@ -137,7 +137,10 @@ def plan_index(
         raise NearkinError(f"unknown index kind {wanted.kind!r}: choose one of {', '.join(KINDS)}")
     planner = _Planner(rows, dim, wanted, folder, embeddings, examples)
     if wanted.kind != "auto":
-        return planner.plan(BY_NAME[wanted.kind], "as asked")
+        asked = planner.plan(BY_NAME[wanted.kind], "as asked")
+        if wanted.max_seconds is not None and asked.seconds > wanted.max_seconds:
+            return replace(asked, why=f"as asked, which does not fit into {human_seconds(wanted.max_seconds)}")
+        return asked
     exact = planner.plan(BY_NAME["stream"], "exact search is affordable")
     if exact.seconds <= min(AFFORDABLE, wanted.max_seconds or math.inf):
         return exact

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from selection.index import trial
 from selection.index.kinds import BY_NAME
 from selection.index.pilot import Pilot, found_at
+from selection.index.plan import IndexWanted, plan_index
 from selection.index.trial import shares, unit_vectors
 
 
@@ -41,3 +43,10 @@ def test_coarser_codes_and_larger_corpora_ask_for_more_candidates(kind: str) -> 
     some, many = (pilot.rerank(BY_NAME[kind], 0.97, passages) for passages in (2500, 25_000_000))
     assert some < many
     assert (pilot.rerank(BY_NAME["ivf-sq8"], 0.97, 2500) < some) == (kind != "ivf-sq8")
+
+
+def test_a_limit_that_the_kind_asked_for_does_not_keep_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "pair_seconds", lambda dim: (1e-9, 1e-9))
+    wanted = IndexWanted("stream", max_seconds=1.0)
+    assert plan_index(10_000, 32, wanted).why == "as asked"
+    assert plan_index(10_000_000, 32, wanted).why == "as asked, which does not fit into 1.0 s"
