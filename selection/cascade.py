@@ -133,8 +133,9 @@ def cascade_neighbours(
 ) -> tuple[Scores, Ids, CascadeReport]:
     """The full encoder's `k` nearest passages of each text, all but ``1 - min_recall`` of them.
 
-    Holds the store's lock. Memory is about 300 MB for the pairs, 40 bytes a passage of the corpus, and 8 KB a
-    query for each of several arrays; vectors are mapped from disk.
+    Holds the store's lock, so one at a time. Memory is about 300 MB for the pairs (past some 30 million passages 20
+    bytes for each of a 2,000th of all pairs), 40 bytes a passage of the corpus, and 8 KB a query for each of several
+    arrays; vectors are mapped from disk.
 
     Args:
         store: with whole embeddings `cheap_slug`, written by `cheap_encoder`.

@@ -196,9 +196,9 @@ class Store:
         """Holds the store for writing, and clears away what a killed run left.
 
         Raises:
-            StoreError: another process is building it.
+            StoreError: another process is writing to it.
         """
-        busy = f"another process is building {self.path}: wait for it, or stop it"
+        busy = f"another process is writing to {self.path} (a build, or a cascade): wait for it, or stop it"
         with locked(self.path / ".lock", busy, StoreError):
             manifest = self.path / "manifest.json"
             if manifest.exists():

@@ -274,8 +274,8 @@ def test_k_larger_than_the_corpus_is_refused(cli: Cli, store: Path, task_folder:
 def test_a_store_being_built_is_locked(cli: Cli, store: Path, task_folder: Path) -> None:
     before = snapshot(store)
     with FileLock(str(store / ".lock")):
-        assert_refused(cli("build", store), "another process is building")
-        assert_refused(cli("index", store), "another process is building")
+        assert_refused(cli("build", store), "another process is writing to")
+        assert_refused(cli("index", store), "another process is writing to")
         assert cli("query", store, task_folder, "--limit", 1, "--json")[0] == 0
     shutil.rmtree(store / "tasks")
     assert snapshot(store) == before
