@@ -179,7 +179,7 @@ class _Runner:
         kept = [
             row
             for place, row in zip(places, known["rows"], strict=True)
-            if place not in planned and there.get(place) == row["folders"]
+            if place not in planned and place in there and there[place] == row.get("folders")
         ]
         return (whole if kept else self.recipe), kept
 

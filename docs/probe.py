@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -35,19 +36,13 @@ Vectors = dict[str, npt.NDArray[np.float32]]
 
 def vectors_of(model: Any, tokenizer: Any, texts: pa.ChunkedArray) -> Vectors:
     """By kind, float32 [texts, dim]."""
-    strings = texts.to_pylist()
-    order = np.argsort([-len(text) for text in strings], kind="stable")
-    found: Vectors = {kind: np.zeros((len(strings), model.config.hidden_size), np.float32) for kind in KINDS}
+    order = np.argsort(-pc.utf8_length(texts).to_numpy(), kind="stable")
+    found: Vectors = {kind: np.zeros((len(texts), model.config.hidden_size), np.float32) for kind in KINDS}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(strings), BATCH):
+        for start in range(0, len(texts), BATCH):
             rows = order[start : start + BATCH]
-            batch = tokenizer(
-                [strings[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=MAX_TOKENS,
-                return_tensors="pt",
-            )
+            strings = texts.take(pa.array(rows)).to_pylist()  # which the tokenizer wants
+            batch = tokenizer(strings, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             hidden = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state.float()
             real = batch.attention_mask[..., None]
             found["mean"][rows] = ((hidden * real).sum(1) / real.sum(1)).numpy()

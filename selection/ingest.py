@@ -114,7 +114,7 @@ def _files_under(folder: Path) -> Iterator[Path]:
             if real not in seen:
                 seen.add(real)
                 folders.append(name)
-        yield from (Path(place) / name for name in files)
+        yield from (path for name in files if (path := Path(place) / name).is_file())
 
 
 def _hidden(path: Path) -> bool:

@@ -106,10 +106,11 @@ def test_compiled_it_gives_the_same_vectors(
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     torch._dynamo.reset()  # or what other tests compiled counts towards torch's limit
-    try:
-        torch.compile(torch.sin, backend=backend)(torch.ones(2))
-    except Exception as error:
-        pytest.skip(f"torch compiles nothing here: {error}")
+    if backend == "inductor":  # which needs a compiler of the system's; "eager" always runs
+        try:
+            torch.compile(torch.sin)(torch.ones(2))
+        except Exception as error:
+            pytest.skip(f"torch compiles nothing here: {error}")
     encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
     plain = encoder.encode(texts)
     assert encoder.compile(counted)

@@ -219,6 +219,7 @@ def test_folders_behind_links_are_read_and_loops_end(small: pa.Table, tmp_path: 
     (elsewhere / "loop").symlink_to(tmp_path / "corpus")
     (folder / "itself").symlink_to(folder)
     (tmp_path / "corpus" / "0").symlink_to(folder)  # stands before it
+    (folder / "gone.parquet").symlink_to(tmp_path / "nowhere.parquet")
     found = find_files(str(tmp_path / "corpus"))
     assert [p.name for p in found] == ["one.parquet", "two.parquet"]
 
