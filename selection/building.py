@@ -143,8 +143,9 @@ def build(
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
         min_recall: the least share of exact neighbours that int8 must keep, and whatever ``auto`` chooses.
         max_seconds: with precision ``auto``, take the most exact path whose embedding is predicted to end within it.
-        dry_run: stop after the plan: the corpora are read and entered into the store, an encoder that has to be fitted
-            is fitted and kept for the build that takes it; nothing is embedded.
+        dry_run: stop after the plan: the corpora are read and entered into the store (one that answers already goes on
+            without them until a build has embedded them), an encoder that has to be fitted is fitted and kept for the
+            build that takes it; nothing is embedded.
         report: takes the plan's lines.
 
     Raises:
@@ -170,6 +171,10 @@ def build(
     try:
         with opened.lock():
             mine = not existed  # and not of another build that began a moment before
+            answers = _answers(opened)
+            opened.take_pending()
+            if not answers:  # nobody's neighbours would be disturbed
+                opened.settle()
             _check_named(opened, corpora)
             wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds)
             check_wanted(opened, wanted)
@@ -196,13 +201,14 @@ def build(
                 return BuildResult(plan, False, seconds)
             drop_untaken(opened, chosen.slug)
             require_space(opened.path, plan.disk_bytes)
-            for stage, work in (
-                ("embed", lambda: embed(opened, chosen, work_of(device))),
-                ("index", lambda: make_index(opened, chosen.slug, goal, plan.index, report=report)),
-            ):
-                start = time.perf_counter()
-                work()
-                seconds[stage] = time.perf_counter() - start
+            start = time.perf_counter()
+            embed(opened, chosen, work_of(device))
+            opened.settle()
+            opened.save()
+            seconds["embed"] = time.perf_counter() - start
+            start = time.perf_counter()
+            make_index(opened, chosen.slug, goal, plan.index, report=report)
+            seconds["index"] = time.perf_counter() - start
         return BuildResult(plan, True, seconds, peak_memory())
     finally:
         if not finished and mine:
@@ -223,6 +229,8 @@ def collect(
     try:
         with opened.lock():
             mine = not existed
+            opened.take_pending()
+            opened.settle()
             _check_named(opened, corpora)
             _ingest_all(opened, corpora)
     finally:
@@ -231,6 +239,12 @@ def collect(
     for corpus in opened.manifest.corpora:
         report(corpus_line(corpus))
     return opened.manifest.corpora
+
+
+def _answers(store: Store) -> bool:
+    """Whether neighbours can be asked for: some encoder has embedded all that the store holds."""
+    texts = {shard.text for _, _, shard in store.corpus.shards}
+    return bool(texts) and any(texts <= set(entry.shards) for entry in store.manifest.encoders.values())
 
 
 def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
@@ -307,6 +321,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
         StoreError: no store, or its manifest is damaged.
     """
     opened = Store(store)
+    opened.take_pending()
     several = len(opened.manifest.encoders) > 1
     wanted = {shard.text for _, _, shard in opened.corpus.shards}
     for corpus in opened.manifest.corpora:

@@ -21,16 +21,20 @@ remembered in ``.checked.json``, which may be deleted at any time.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, locked, sha256_of_file, sweep, write_json
+from selection.wording import join
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -121,7 +125,17 @@ class IndexEntry:
 
 @dataclass
 class Manifest:
+    """All that a store knows.
+
+    Attributes:
+        corpora: in order.
+        pending: read by a build, or its dry run, that has not embedded them yet; only builds see them.
+        encoders: by slug.
+        indexes: by ``slug-kind``.
+    """
+
     corpora: list[CorpusEntry] = field(default_factory=list)
+    pending: list[CorpusEntry] = field(default_factory=list)
     encoders: dict[str, EncoderEntry] = field(default_factory=dict)
     indexes: dict[str, IndexEntry] = field(default_factory=dict)
 
@@ -136,17 +150,19 @@ class Manifest:
         def files(rows: list[dict[str, Any]]) -> list[FileEntry]:
             return [FileEntry(**row) for row in rows]
 
-        corpora = [
-            CorpusEntry(
-                **{
-                    **c,
-                    "sources": files(c["sources"]),
-                    "files": files(c["files"]),
-                    "shards": [Shard(**s) for s in c["shards"]],
-                }
-            )
-            for c in value["corpora"]
-        ]
+        def corpora(rows: list[dict[str, Any]]) -> list[CorpusEntry]:
+            return [
+                CorpusEntry(
+                    **{
+                        **c,
+                        "sources": files(c["sources"]),
+                        "files": files(c["files"]),
+                        "shards": [Shard(**s) for s in c["shards"]],
+                    }
+                )
+                for c in rows
+            ]
+
         encoders = {
             slug: EncoderEntry(
                 **{
@@ -164,7 +180,7 @@ class Manifest:
             for name, i in value["indexes"].items()
             if "blocks" in i  # an index of an earlier version is made anew
         }
-        return cls(corpora, encoders, indexes)
+        return cls(corpora(value["corpora"]), corpora(value.get("pending", [])), encoders, indexes)
 
 
 class Store:
@@ -190,6 +206,8 @@ class Store:
         else:
             self.manifest = Manifest()
         self._checked: dict[str, list[Any]] = _read_cache(self.path / ".checked.json")
+        self._settled: set[str] | None = None
+        self._told = False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -206,9 +224,27 @@ class Store:
             sweep(self.path)
             yield
 
+    def take_pending(self) -> None:
+        """Counts the corpora that await their embeddings as the store's, for a build; `save` keeps them apart.
+
+        So that who reads the store meanwhile, or after a dry run, finds it as it was.
+        """
+        self._settled = {corpus.name for corpus in self.manifest.corpora}
+        self.manifest.corpora += self.manifest.pending
+        self.manifest.pending = []
+
+    def settle(self) -> None:
+        """What `take_pending` took is the store's from the next `save` on."""
+        self._settled = None
+
     def save(self) -> None:
         """Writes the manifest."""
-        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(self.manifest)})
+        manifest = self.manifest
+        if self._settled is not None:
+            settled = [corpus for corpus in manifest.corpora if corpus.name in self._settled]
+            pending = [corpus for corpus in manifest.corpora if corpus.name not in self._settled]
+            manifest = replace(manifest, corpora=settled, pending=pending)
+        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(manifest)})
         self.save_checked()
 
     def save_checked(self) -> None:
@@ -220,6 +256,10 @@ class Store:
 
     def check_corpora(self) -> None:
         """Raises StoreError where a file that passages are read from is missing or has changed."""
+        if self.manifest.pending and not self._told:
+            self._told = True
+            names = join(corpus.name for corpus in self.manifest.pending)
+            log.warning("left out, since not embedded yet: %s (`nearkin build %s` goes on)", names, self.path)
         for corpus in self.manifest.corpora:
             for file in corpus.in_use:
                 again = f"run `nearkin build {self.path}` to read it again"

@@ -24,8 +24,10 @@ from selection.embedding import Embeddings
 from selection.encoders import load_encoder
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import ModelError, StoreError
+from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.models import resolve_model
+from selection.querying import query
 from selection.store import Store
 
 
@@ -148,6 +150,36 @@ def test_added_corpus_leaves_the_rest(store: Path, passages: pa.Table, tmp_path:
     assert result.plan.embedding.passages == 20
     assert result.plan.embedding.reused == 600
     assert Store(store).corpus.take(np.array([605]))["source"].to_pylist() == ["more"]
+
+
+def test_a_store_answers_as_it_was_until_an_added_corpus_is_embedded(
+    store: Path, passages: pa.Table, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def neighbours() -> pa.Table:
+        return query(store, task_folder, k=3).neighbours
+
+    before = neighbours()
+    pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
+    build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))], dry_run=True)
+    assert neighbours().equals(before)
+    assert "left out, since not embedded yet: more" in caplog.text
+    assert "1 shards are not embedded yet" in next(problem for _, problem in verify(store) if problem)
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("selection.embedding.write_vectors", fails)
+        with pytest.raises(KeyboardInterrupt):
+            build(store)
+    assert neighbours().equals(before)
+    index(store, "stream")
+    build(store)  # names no corpus: the one that was read is not forgotten
+    assert len(Store(store).corpus) == 620
+    caplog.clear()
+    neighbours()
+    assert "left out" not in caplog.text
 
 
 def test_stale_or_damaged_shards_are_never_used(store: Path) -> None:
