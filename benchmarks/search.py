@@ -34,7 +34,7 @@ from selection.index.tune import recall_of
 from selection.indexing import make_index
 from selection.memory import peak_memory, release_memory
 from selection.slugs import open_encoder
-from selection.store import CorpusEntry, EncoderEntry, Store
+from selection.store import CorpusEntry, Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
 
@@ -272,7 +272,6 @@ def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:
             shards.append(Shard("none", 0, len(ids), len(ids), None, start, text, 0))
         corpus = CorpusEntry("vectors", {"column": "text"}, [], [], 0, 0, shards)
         target.manifest.corpora = [corpus]
-        blank = EncoderEntry(entry.model, entry.precision, entry.max_tokens, entry.fingerprint, entry.dim)
-        target.manifest.encoders = {slug: replace(blank, shards=files)}
+        target.manifest.encoders = {slug: replace(entry, shards=files, files=[], settings={})}
         target.save()
     return target

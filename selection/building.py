@@ -121,6 +121,7 @@ def build(
     encoder: str | None = None,
     precision: str | None = None,
     max_tokens: int | None = None,
+    prompt: str | None = None,
     index: IndexWanted | str | None = None,
     device: str | None = None,
     min_recall: float = 0.95,
@@ -138,6 +139,8 @@ def build(
             precision nor max_tokens is given, the store's own.
         precision: ``exact``, ``bf16``, ``int8`` or ``auto``; default exact.
         max_tokens: cut the encoder's input to so many tokens; default the model's own limit.
+        prompt: what the encoder is to find before every passage and example, or the name of one of the model's own
+            prompts; default what the store has, else the model's default one; needs `encoder`.
         index: what the index shall be, or its kind alone, one of `selection.index.kinds.KINDS`; default the store's
             kind, else ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or several with commas between them, a process each.
@@ -153,6 +156,8 @@ def build(
     """
     if max_seconds is not None and precision != "auto":
         raise NearkinError("--max-seconds chooses among precisions: it needs --precision auto")
+    if prompt is not None and encoder is None:
+        raise NearkinError("--prompt belongs to an encoder: name that too, with --encoder")
     check_devices(device)
     model, full = cascade_model(encoder), precision or "exact"
     if model is not None:
@@ -176,7 +181,7 @@ def build(
             if not answers:  # nobody's neighbours would be disturbed
                 opened.settle()
             _check_named(opened, corpora)
-            wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds)
+            wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt)
             check_wanted(opened, wanted)
             start = time.perf_counter()
             _ingest_all(opened, corpora)

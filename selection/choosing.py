@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from selection.encoders import (
     int8,
     load_encoder,
     openvino_engine,
+    same_model,
     static_encoder,
 )
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
@@ -61,7 +63,8 @@ class Wanted:
     """What was asked for; None where nothing was.
 
     Attributes:
-        encoder, precision, max_tokens: see `EncoderSpec`; precision may be ``auto``.
+        encoder, precision, max_tokens, prompt: see `EncoderSpec`; precision may be ``auto``; without a prompt the one
+            that the store has of that model goes on.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several with commas between them.
         min_recall: the least share of exact neighbours, in [0, 1], that int8 and bf16 chosen by ``auto`` must keep.
         max_seconds: for ``auto``, within which the embedding should end.
@@ -73,6 +76,7 @@ class Wanted:
     device: str | None = None
     min_recall: float = 0.95
     max_seconds: float | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
     chooser = _Chooser(store, wanted, report)
     choice = chooser.choose()
     check_slug(store, choice.encoder.slug, choice.encoder.model, choice.encoder.fingerprint)
+    if isinstance(choice.encoder, TransformerEncoder) and (prompts := choice.encoder.unused_prompts):
+        which = ", ".join(f"{name} {text!r}" for name, text in sorted(prompts.items()))
+        report(f"prompt  none; {choice.encoder.model} has {which}: --prompt NAME puts one before every text")
     return chooser.compiled(choice)
 
 
@@ -137,7 +144,8 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
         store.check(file, f"run `nearkin build {store.path}` to fit this encoder again and embed the corpus by it")
     folder = store.path / "encoders" / slug if entry.files else None
     engine = entry.settings.get("engine", "torch")
-    return load_encoder(entry.model, entry.precision, first_device(device), entry.max_tokens, engine, folder)
+    where = first_device(device)
+    return load_encoder(entry.model, entry.precision, where, entry.max_tokens, engine, folder, entry.prompt)
 
 
 def full_encoder(store: Store, slug: str, device: str | None = None, report: Report = log.info) -> Encoder:
@@ -147,12 +155,12 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
         ModelError: see `load_encoder`.
     """
     entry = store.manifest.encoders[slug]
-    spec = EncoderSpec(_spec_of(entry).teacher, entry.settings.get("cascade", "exact"))
+    spec = EncoderSpec(_spec_of(entry).teacher, entry.settings.get("cascade", "exact"), prompt=entry.prompt)
     return _Chooser(store, Wanted(device=device), report)._fastest(spec).encoder
 
 
 def _spec_of(entry: EncoderEntry) -> EncoderSpec:
-    return EncoderSpec(entry.model, entry.precision, entry.max_tokens)
+    return EncoderSpec(entry.model, entry.precision, entry.max_tokens, entry.prompt)
 
 
 class _Chooser:
@@ -171,10 +179,18 @@ class _Chooser:
         model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
             before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
+            before = [e for e in before if self.wanted.prompt in (None, e.prompt)]
             if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
                 return self._named(_spec_of(before[0]))
-            return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens))
-        return self._named(EncoderSpec(model, self.wanted.precision or "exact", self.wanted.max_tokens))
+            return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens, self._prompt(model)))
+        precision = self.wanted.precision or "exact"
+        return self._named(EncoderSpec(model, precision, self.wanted.max_tokens, self._prompt(model)))
+
+    def _prompt(self, model: str) -> str | None:
+        """As asked, else that of the store's other embeddings by the same model."""
+        teacher = EncoderSpec(model).teacher
+        have = (e for e in self.store.manifest.encoders.values() if same_model(_spec_of(e).teacher, teacher))
+        return self.wanted.prompt if self.wanted.prompt is not None else next((e.prompt for e in have), None)
 
     def _is_incomplete(self, entry: EncoderEntry) -> bool:
         """Whether a build with this encoder was stopped, or the corpus has grown since."""
@@ -201,21 +217,21 @@ class _Chooser:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
         known = self.store.manifest.encoders.get(spec.slug)
         engine = known.settings.get("engine") if known else None
-        model = (spec.model, spec.precision, self.device, spec.max_tokens)
-        choice = self._tried(load_encoder(*model, engine or "torch"))
+        load = partial(load_encoder, spec.model, spec.precision, self.device, spec.max_tokens, prompt=spec.prompt)
+        choice = self._tried(load(engine or "torch"))
         if engine or not self.on_cpu or not openvino_engine.available() or choice.seconds is None:
             return choice
         in_torch = choice.seconds
         del choice  # one model in memory at a time
         release_memory()
         try:
-            choice = self._tried(load_encoder(*model, "openvino"))
+            choice = self._tried(load("openvino"))
         except ModelError as error:
             self.report(f"trial   {error}")
-            return self._tried(load_encoder(*model))
+            return self._tried(load())
         in_openvino = choice.seconds or 0.0
         if in_torch < in_openvino:
-            choice = replace(choice, encoder=load_encoder(*model), seconds=in_torch)
+            choice = replace(choice, encoder=load(), seconds=in_torch)
         taken = f"{choice.encoder.engine} is taken"
         seconds = f"torch {human_seconds(in_torch)}, openvino {human_seconds(in_openvino)}"
         self.report(f"trial   {spec.slug}, all passages: {seconds}; {taken}")
@@ -261,7 +277,9 @@ class _Chooser:
         if known is None or not known.files or not all(self.store.is_whole(file) for file in known.files):
             return None
         folder = self.store.path / "encoders" / spec.slug
-        encoder = load_encoder(spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder)
+        encoder = load_encoder(
+            spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder, prompt=spec.prompt
+        )
         if encoder.fingerprint == known.fingerprint:
             return encoder
         if self.wanted.encoder is None:
@@ -269,7 +287,7 @@ class _Chooser:
         return None
 
     def _fit_int8(self, spec: EncoderSpec) -> Encoder:
-        plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino")
+        plain = TransformerEncoder(spec.teacher, "exact", "cpu", spec.max_tokens, "openvino", prompt=spec.prompt)
         sample = plain.prepare(self._sample(INT8_PASSAGES))
         self.report(f"int8    calibrating on {len(sample):,} passages of the corpus")
         pipeline = load_pipeline(spec.teacher, "exact", "cpu", spec.max_tokens)
@@ -306,13 +324,12 @@ class _Chooser:
     def _record(self, spec: EncoderSpec, settings: dict[str, Any]) -> Encoder:
         """Enters a fitted encoder into the manifest, so that a killed build does not fit it again; loads it."""
         folder = self.store.path / "encoders" / spec.slug
-        encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder)
+        encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder, prompt=spec.prompt)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
-        entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
         known = self.store.manifest.encoders.get(spec.slug)
         kept = {name: known.settings[name] for name in LASTING if name in known.settings} if known else {"tried": True}
         settings = {**settings, **kept}
-        self.store.manifest.encoders[spec.slug] = replace(entry, files=files, settings=settings)
+        self.store.manifest.encoders[spec.slug] = replace(EncoderEntry.of(encoder), files=files, settings=settings)
         self.store.save()
         return encoder
 
@@ -325,7 +342,7 @@ class _Chooser:
         if lower is not None and (limit is None or (lower[0].seconds or 0) <= limit):
             return self._settled(spec, *lower)
         if limit is not None:
-            static = EncoderSpec(STATIC + spec.model, "exact", spec.max_tokens)
+            static = replace(spec, model=STATIC + spec.model)
             return self._settled(spec, self._fitted(static), self._cost_of(static))
         return self._settled(spec, *(lower or (exact, "")))
 
@@ -364,8 +381,7 @@ class _Chooser:
             self.report(f"auto    no path fits into {human_seconds(limit)}: this is the fastest there is")
         entries = self.store.manifest.encoders
         if taken.slug not in entries:
-            entry = EncoderEntry(taken.model, taken.precision, taken.max_tokens, taken.fingerprint, taken.dim)
-            entries[taken.slug] = replace(entry, settings={"engine": taken.engine})
+            entries[taken.slug] = replace(EncoderEntry.of(taken), settings={"engine": taken.engine})
         for slug, other in entries.items():
             if slug == taken.slug:
                 other.settings["auto"] = [spec.model, spec.max_tokens]

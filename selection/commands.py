@@ -67,6 +67,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         nearkin build store --corpus papers=papers.parquet --where "source = 'papers' and length(text) > 200" --dry-run
         nearkin build store --corpus wiki=hf://owner/dataset:train --chunk 128
         nearkin build store --corpus papers=papers.parquet --precision auto --max-seconds 3600
+        nearkin build store --corpus papers=papers.parquet --encoder intfloat/e5-base-v2 --prompt "query: "
         nearkin build store --corpus papers=papers.parquet --encoder static:all-MiniLM-L6-v2
         nearkin build store --corpus papers=papers.parquet --encoder cascade:all-MiniLM-L6-v2 --precision bf16
         nearkin build store                    # goes on with what an earlier build left undone
@@ -116,6 +117,12 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument(
         "--max-tokens", metavar="N", type=positive, help="cut the encoder's input: faster, blind to a passage's rest"
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="put this before every passage and every example, as e5 wants 'query: '; or the name of one of the "
+        "model's own prompts (default: the store's, else the model's default prompt, which most have not)",
     )
     parser.add_argument(
         "--device",
@@ -349,7 +356,7 @@ def run_build(args: argparse.Namespace) -> int:
     if not named and (args.where or args.chunk or args.text_column != "text"):
         raise InputError("--where, --chunk and --text-column say how a --corpus is read: name it with them")
     if args.encoder == "none":
-        without = ("precision", "max_seconds", "max_tokens", "device", "index", "max_memory")
+        without = ("precision", "max_seconds", "max_tokens", "prompt", "device", "index", "max_memory")
         if given := [name for name in without if getattr(args, name) is not None]:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag} is for a build that embeds: leave it or --encoder none out")
@@ -365,6 +372,7 @@ def run_build(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         precision=args.precision,
         max_tokens=args.max_tokens,
+        prompt=args.prompt,
         index=IndexWanted(args.index or KEPT, args.min_recall, args.max_memory, None, args.queries),
         device=args.device,
         min_recall=args.min_recall,

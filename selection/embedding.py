@@ -155,7 +155,7 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
     if entry is None or entry.fingerprint != encoder.fingerprint:
         if entry is not None:
             log.warning("encoder %s has changed: all of its embeddings are made anew", encoder.slug)
-        entry = EncoderEntry(encoder.model, encoder.precision, encoder.max_tokens, encoder.fingerprint, encoder.dim)
+        entry = EncoderEntry.of(encoder)
         entry.settings["engine"] = encoder.engine
     current = {shard.text for _, _, shard in store.corpus.shards}
     entry.shards = {t: f for t, f in entry.shards.items() if t in current and store.is_whole(f)}

@@ -27,12 +27,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, locked, sha256_of_file, sweep, write_json
 from selection.wording import join
+
+if TYPE_CHECKING:
+    from selection.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ class EncoderEntry:
     Attributes:
         shards: a shard's text fingerprint -> its embedding file.
         files: what was fitted to the corpus, where the encoder is of that kind.
+        prompt: see `selection.encoders.EncoderSpec`.
         settings: ``engine``; ``index``, the kind that is searched; ``cascade``, the precision that one over it ends in;
             for a fitted encoder how it was made and what it was found to be worth (``recall``), and ``tried`` until a
             build has taken it.
@@ -95,6 +99,13 @@ class EncoderEntry:
     shards: dict[str, FileEntry] = field(default_factory=dict)
     files: list[FileEntry] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> EncoderEntry:
+        """An encoder that has embedded nothing yet."""
+        one = encoder
+        return cls(one.model, one.precision, one.max_tokens, one.fingerprint, one.dim, prompt=one.prompt)
 
 
 @dataclass

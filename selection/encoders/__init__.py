@@ -28,6 +28,7 @@ class Encoder(Protocol):
         slug: its folder's name under STORE/embeddings.
         precision: one of `PRECISIONS`.
         max_tokens: where inputs are cut, special tokens included; None for the model's own limit.
+        prompt: what stands before every text, or the name of one of the model's prompts; None for its default one.
         fingerprint: sha256 over all that shapes its output, but for an engine's rounding of float32.
         dim: length of a vector.
         engine: what runs it.
@@ -37,6 +38,7 @@ class Encoder(Protocol):
     slug: str
     precision: str
     max_tokens: int | None
+    prompt: str | None
     fingerprint: str
     dim: int
     engine: str
@@ -63,11 +65,14 @@ class EncoderSpec:
             behind ``static:``, the static encoder that is fitted to it.
         precision: one of `PRECISIONS`.
         max_tokens: cut inputs to so many tokens: faster, and blind to the rest of a passage.
+        prompt: what stands before every text, passages and examples alike, or the name of one of the model's own
+            prompts; None takes the model's default one.
     """
 
     model: str
     precision: str = "exact"
     max_tokens: int | None = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -134,11 +139,12 @@ def load_encoder(
     max_tokens: int | None = None,
     engine: str = "torch",
     fitted: Path | None = None,
+    prompt: str | None = None,
 ) -> Encoder:
     """The encoder called `model`.
 
     Args:
-        model, precision, max_tokens: see `EncoderSpec`.
+        model, precision, max_tokens, prompt: see `EncoderSpec`.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None lets sentence-transformers choose.
         engine: ``torch`` or ``openvino``; ``torch`` where the latter is not installed or the device is no CPU.
         fitted: the folder of what was fitted to a corpus, where that is the kind of encoder.
@@ -150,7 +156,7 @@ def load_encoder(
     from selection.encoders import openvino_engine
     from selection.encoders.transformer import TransformerEncoder
 
-    spec = EncoderSpec(model, precision, max_tokens)
+    spec = EncoderSpec(model, precision, max_tokens, prompt)
     if spec.is_fitted and fitted is None:
         raise ModelError(f"{spec.slug} is fitted to a corpus: `nearkin build` makes it and keeps it in the store")
     if spec.is_static:
@@ -162,7 +168,7 @@ def load_encoder(
         if not openvino_engine.available():
             raise ModelError(f"these embeddings are OpenVINO's int8: {openvino_engine.INSTALL}")
         assert fitted is not None
-        return TransformerEncoder(model, precision, "cpu", max_tokens, quantized=fitted / "model.xml")
+        return TransformerEncoder(model, precision, "cpu", max_tokens, quantized=fitted / "model.xml", prompt=prompt)
     if engine == "openvino" and not (openvino_engine.available() and (device or best_device()) == "cpu"):
         engine = "torch"
-    return TransformerEncoder(model, precision, device, max_tokens, engine)
+    return TransformerEncoder(model, precision, device, max_tokens, engine, prompt=prompt)

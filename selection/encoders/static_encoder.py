@@ -15,7 +15,7 @@ from selection.encoders import STATIC, EncoderSpec, full_name
 from selection.encoders.engine import Tick, no_tick
 from selection.encoders.recall import told, worth
 from selection.encoders.static import StaticModel, distil, fit_static
-from selection.encoders.transformer import TransformerEncoder
+from selection.encoders.transformer import TransformerEncoder, prompted
 from selection.errors import ModelError
 from selection.files import fingerprint, sha256_of_file
 from selection.models import model_fingerprint, resolve_model
@@ -38,11 +38,13 @@ class StaticEncoder:
     def __init__(self, spec: EncoderSpec, folder: Path) -> None:
         teacher = resolve_model(spec.teacher)
         self.model = STATIC + full_name(spec.teacher)
-        self.precision, self.max_tokens, self.slug = spec.precision, spec.max_tokens, spec.slug
+        self.precision, self.max_tokens, self.prompt = spec.precision, spec.max_tokens, spec.prompt
+        self.slug = spec.slug
         self._static = StaticModel.load(folder)
         self._tokenizer = ArrayTokenizer(spec.teacher)
         files = [sha256_of_file(path) for path in sorted(folder.iterdir())]
-        self.fingerprint = fingerprint(model_fingerprint(teacher), "static", str(spec.max_tokens), *files)
+        parts = [model_fingerprint(teacher), "static", str(spec.max_tokens), *files, *prompted(spec.prompt)]
+        self.fingerprint = fingerprint(*parts)
         self.dim = self._static.dim
 
     def prepare(self, texts: pa.Array | pa.ChunkedArray) -> Any:

@@ -2,9 +2,9 @@
 
 A window of texts becomes token ids as arrays, identical inputs are dropped, and the rest goes to an engine in batches
 of like length. Where that would not give the model's own vectors (a tokenizer or a pipeline of its own kind; a probe
-tells), its ``encode`` is called instead. Passages and task examples take the same way with the model's default prompt,
-since neighbours are sought among like and like (a symmetric search). Weights are read from safetensors only and no
-remote code is run.
+tells), its ``encode`` is called instead. Passages and task examples take the same way with the same prompt, the model's
+default one or the one that was asked for, since neighbours are sought among like and like (a symmetric search). Weights
+are read from safetensors only and no remote code is run.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class TransformerEncoder:
     Args:
         engine: ``torch`` or ``openvino``.
         quantized: the .xml of an int8 model made by `selection.encoders.int8`, with precision ``int8``.
+        prompt: see `selection.encoders.EncoderSpec`.
     """
 
     def __init__(
@@ -55,17 +56,19 @@ class TransformerEncoder:
         max_tokens: int | None = None,
         engine: str = "torch",
         quantized: Path | None = None,
+        prompt: str | None = None,
     ) -> None:
         folder = resolve_model(model)
         self.model = full_name(model)
-        self.precision, self.max_tokens = precision, max_tokens
+        self.precision, self.max_tokens, self.prompt = precision, max_tokens, prompt
         self.slug = slug_of(model, precision, max_tokens)
-        parts = [model_fingerprint(folder), precision, str(max_tokens)]
+        parts = [model_fingerprint(folder), precision, str(max_tokens), *prompted(prompt)]
         if quantized is not None:
             parts += [sha256_of_file(quantized), sha256_of_file(quantized.with_suffix(".bin"))]
         self.fingerprint = fingerprint(*parts)
         on_cpu = engine == "openvino" or quantized is not None
-        self.pipeline = load_pipeline(model, "exact" if on_cpu else precision, "cpu" if on_cpu else device, max_tokens)
+        where = ("exact", "cpu") if on_cpu else (precision, device)
+        self.pipeline = load_pipeline(model, *where, max_tokens, prompt)
         self.limit = int(self.pipeline.max_seq_length or 512)
         self._prompt = (self.pipeline.prompts or {}).get(self.pipeline.default_prompt_name or "", "")
         self._tokenizer = _array_tokenizer(self.pipeline, model)
@@ -109,6 +112,12 @@ class TransformerEncoder:
         if close < (AGREES if self.precision == "bf16" else AGREES_EXACTLY):
             self.undo_compile()
         return self.compiled
+
+    @property
+    def unused_prompts(self) -> dict[str, str]:
+        """Prompts that the model brings, where it takes none of them unasked and none was asked for."""
+        named = {name: text for name, text in (self.pipeline.prompts or {}).items() if text}
+        return {} if self._prompt or self.prompt is not None else named
 
     @property
     def compiled(self) -> bool:
@@ -169,9 +178,13 @@ class TransformerEncoder:
 
 
 def load_pipeline(
-    model: str, precision: str = "exact", device: str | None = None, max_tokens: int | None = None
+    model: str,
+    precision: str = "exact",
+    device: str | None = None,
+    max_tokens: int | None = None,
+    prompt: str | None = None,
 ) -> SentenceTransformer:
-    """The sentence-transformers model, in float32 or bfloat16, in evaluation mode.
+    """The sentence-transformers model, in float32 or bfloat16, in evaluation mode, with `prompt` as its default one.
 
     Raises:
         ModelError: no such model here or on the hub, unsafe weights, not a sentence encoder.
@@ -191,7 +204,16 @@ def load_pipeline(
         raise ModelError(f"model {model} at {folder} cannot be loaded as a sentence encoder: {reason}") from error
     if max_tokens is not None:
         loaded.max_seq_length = min(max_tokens, loaded.max_seq_length or max_tokens)
+    if prompt is not None:
+        name = prompt if prompt in (loaded.prompts or {}) else "named"
+        loaded.prompts = {"named": prompt, **(loaded.prompts or {})}
+        loaded.default_prompt_name = name
     return loaded.eval()
+
+
+def prompted(prompt: str | None) -> list[str]:
+    """What a prompt adds to an encoder's fingerprint."""
+    return [] if prompt is None else ["prompt", prompt]
 
 
 def _array_tokenizer(pipeline: SentenceTransformer, model: str) -> ArrayTokenizer | None:

@@ -32,6 +32,7 @@ from selection.errors import ModelError, NearkinError, StoreError
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.store import EncoderEntry, Store
+from selection.task import read_task
 from selection.tokens import Ragged
 from tests.conftest import Cli
 
@@ -220,6 +221,40 @@ def test_pipelines_of_another_kind_go_through_their_own_encode(
     np.testing.assert_allclose(load_encoder(str(tiny_encoder), device="cpu").encode(texts), expected, atol=2e-6)
     with pytest.raises(ModelError, match="a pipeline of its own kind"):
         load_encoder(str(tiny_encoder), device="cpu", engine="openvino")
+
+
+def test_a_prompt_that_was_asked_for_stays_with_the_store(
+    cli: Cli, texts: pa.Array, corpus_file: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder, store = Path(shutil.copytree(tiny_encoder, tmp_path / "two-prompts")), tmp_path / "store"
+    path = folder / "config_sentence_transformers.json"
+    prompts = {"query": "query: ", "passage": "passage: "}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+    named = ("build", store, "--encoder", folder)
+    assert cli("build", store, "--prompt", "query: ")[0] == 1  # of which encoder?
+    out = cli(*named, "--corpus", f"docs={corpus_file}", "--dry-run")[1]
+    assert "none; " in out
+    assert "--prompt NAME" in out
+    assert cli(*named, "--prompt", "query")[0] == 0
+    out = cli(*named)[1]
+    assert "0 of 600 passages to embed" in out
+    assert "--prompt NAME" not in out
+    assert "600 of 600 passages to embed" in cli(*named, "--precision", "bf16")[1]
+    assert {entry.prompt for entry in Store(store).manifest.encoders.values()} == {"query"}
+
+    own = SentenceTransformer(str(folder), device="cpu")
+    kept = np.concatenate(list(Embeddings(Store(store), "two-prompts")))
+    strings = Store(store).corpus.texts(0).to_pylist()
+    expected = own.encode(strings, prompt_name="query", normalize_embeddings=True)
+    np.testing.assert_allclose(kept, expected, atol=1e-3)
+    example = read_task(task_folder).train_texts.slice(0, 1)
+    vector = own.encode(example.to_pylist(), prompt="query: ", normalize_embeddings=True)
+    nearest = query(store, task_folder, 1, encoder="two-prompts", limit=1).neighbours["score"][0].as_py()
+    assert nearest == pytest.approx(float((vector @ expected.T).max()), abs=1e-3)
+    assert "600 of 600 passages to embed" in cli(*named, "--prompt", "passage: ", "--dry-run")[1]
+    assert "600 of 600 passages to embed" in cli(*named, "--prompt", "", "--dry-run")[1]
 
 
 def test_prompts_are_put_before_texts(texts: pa.Array, tiny_encoder: Path, tmp_path: Path) -> None:
