@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this file does not import
+        if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):  # torch's, not imported here
             return _fail("the GPU is out of memory: give a smaller --micro-batch (adapt) or a smaller --max-tokens")
         reason = " ".join(str(error).split())[:300]
         return _fail(f"internal error ({type(error).__name__}: {reason}); run it with --debug for the traceback")

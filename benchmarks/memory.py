@@ -101,6 +101,8 @@ def _repeat(source: Path, folder: Path, times: int) -> None:
 
 def _peak(command: list[str]) -> tuple[int, float]:
     """Peak resident bytes and seconds of a process that must succeed."""
+    if not hasattr(os, "wait4"):
+        raise NearkinError("this system does not tell the peak memory of a process that has ended")
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)

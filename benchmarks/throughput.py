@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from benchmarks.commands import COMPILED, PATHS
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder
-from selection.devices import suit_cuda
+from selection.devices import check_devices, search_devices, suit_cuda
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load_encoder
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
@@ -173,6 +173,9 @@ class _Bench:
         from sentence_transformers import SentenceTransformer
 
         quiet_libraries()
+        check_devices(device)
+        if len(search_devices(device)) > 1 and device is not None:
+            raise NearkinError(f"--device {device}: paths are compared on one device")
         suit_cuda()  # for the peers too
         self.scratch, self.encoder = scratch, encoder
         self.model = SentenceTransformer(str(resolve_model(encoder)), device=device)

@@ -207,7 +207,7 @@ def build(
             drop_untaken(opened, chosen.slug)
             require_space(opened.path, plan.disk_bytes)
             start = time.perf_counter()
-            embed(opened, chosen, work_of(device))
+            embed(opened, chosen, work_of(device, chosen))
             opened.settle()
             opened.save()
             seconds["embed"] = time.perf_counter() - start

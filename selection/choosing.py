@@ -31,7 +31,7 @@ from selection.encoders import (
     static_encoder,
 )
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
-from selection.encoders.transformer import TransformerEncoder, load_pipeline
+from selection.encoders.transformer import TransformerEncoder, load_pipeline, on_gpu
 from selection.errors import ModelError
 from selection.files import atomic_folder
 from selection.memory import release_memory
@@ -103,6 +103,8 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
     chooser = _Chooser(store, wanted, report)
     choice = chooser.choose()
     check_slug(store, choice.encoder.slug, choice.encoder.model, choice.encoder.fingerprint)
+    if isinstance(choice.encoder, TransformerEncoder) and choice.encoder.pooling_guessed:
+        report(f"pooling {choice.encoder.model} has no modules.json, which would say it: the mean of its tokens")
     if isinstance(choice.encoder, TransformerEncoder) and (prompts := choice.encoder.unused_prompts):
         which = ", ".join(f"{name} {text!r}" for name, text in sorted(prompts.items()))
         report(f"prompt  none; {choice.encoder.model} has {which}: --prompt NAME puts one before every text")
@@ -119,7 +121,7 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
     spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, precision, wanted.max_tokens)
     if spec.precision == "int8" and not int8.available():
         raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
-    load_pipeline(spec.teacher, device="cpu")
+    load_pipeline(spec.teacher, "bf16", "cpu")  # in which a large model takes half the memory
 
 
 def drop_untaken(store: Store, slug: str) -> None:
@@ -210,8 +212,9 @@ class _Chooser:
         passages = self._passages(encoder)
         if passages < TRIAL_FROM:
             return Choice(encoder)
-        tokens, speed = measure(encoder, self._sample(TRIAL_PASSAGES if self.on_cpu else GPU_TRIAL_PASSAGES))
-        return Choice(encoder, tokens, passages * tokens / speed / self._gpus)
+        gpus = self._gpus if on_gpu(encoder) else 1
+        tokens, speed = measure(encoder, self._sample(GPU_TRIAL_PASSAGES if on_gpu(encoder) else TRIAL_PASSAGES))
+        return Choice(encoder, tokens, passages * tokens / speed / gpus)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
@@ -242,7 +245,7 @@ class _Chooser:
         encoder, device = choice.encoder, self.device or best_device()
         if (choice.seconds or 0.0) < COMPILE_FROM or not isinstance(encoder, TransformerEncoder):
             return choice
-        if not device.startswith("cuda"):
+        if not device.startswith("cuda") or encoder.engine != "torch":
             return choice
         if not encoder.compile():
             self.report(f"trial   {encoder.slug} cannot be compiled for {device}: plain is taken")
@@ -302,7 +305,8 @@ class _Chooser:
         assert isinstance(teacher, TransformerEncoder)
         first = ""
         if choice.seconds is not None:
-            seconds = choice.seconds * self._gpus * min(1.0, len(sample) / len(self.store.corpus))  # one takes it
+            gpus = self._gpus if on_gpu(teacher) else 1
+            seconds = choice.seconds * gpus * min(1.0, len(sample) / len(self.store.corpus))  # one takes it
             first = f": {human_seconds(seconds)} to encode them, then the fit; done once"
         self.report(f"static  fitting to {spec.teacher} on {len(sample):,} passages of the corpus{first}")
         model, worth = static_encoder.fit(teacher, sample, self.report)
@@ -351,7 +355,11 @@ class _Chooser:
         assert exact.seconds is not None
         limit = self.wanted.max_seconds
         found: list[tuple[Choice, str]] = []
-        half = self._fastest(replace(spec, precision="bf16"))
+        try:
+            half = self._fastest(replace(spec, precision="bf16"))
+        except ModelError as error:  # a device that knows no bfloat16
+            self.report(f"bf16    {error}")
+            half = exact
         if half.seconds is not None and half.seconds < 0.95 * exact.seconds:
             sample = self._sample(TRIAL_PASSAGES)
             recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), NEIGHBOURS)
@@ -411,7 +419,10 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
 
 
 def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
-    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds."""
+    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds.
+
+    On a CPU preparing shares its cores with running; with a GPU the slower of the two is what counts.
+    """
     encoder.prepare(texts)  # fills the tokenizer's memory of words, as a long run would
     begun = time.perf_counter()
     prepared = encoder.prepare(texts)
@@ -427,7 +438,8 @@ def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
         if tokens > most:
             most, speed = tokens, tokens / taken
         start, size, spent = stop, 2 * size, spent + taken
-    return float(lengths.mean()), 1 / (1 / speed + preparing / float(lengths.sum()))
+    times = (1 / speed, preparing / float(lengths.sum()))
+    return float(lengths.mean()), 1 / (max(times) if on_gpu(encoder) else sum(times))
 
 
 def _part(prepared: Any, start: int, stop: int) -> Any:

@@ -59,8 +59,30 @@ def search_devices(device: str | None) -> list[str]:
 def suit_cuda() -> None:
     """Keeps torch from cuDNN's attention, which plans anew for every shape of a batch; here most have one of their own.
 
-    On a B200 a new shape cost it half a second (FunASR issue 3704). Flash and memory-efficient attention remain.
+    On a B200 a new shape cost it half a second (FunASR issue 3704). Flash and memory-efficient attention remain. And
+    float32 products are of float32: some containers have them rounded to TF32 unless a program says otherwise.
     """
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.set_float32_matmul_precision("highest")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was too small; only CUDA's own allocator has an exception of its own for that."""
+    import torch
+
+    told = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+    )
+
+
+def free_memory() -> None:
+    """Gives back what torch keeps of the devices' memory for its next tensors."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

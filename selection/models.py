@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,37 @@ def _in_cache(hub_id: str) -> Path | None:
     except Exception:  # absent, or not a hub id: the next place is asked
         return None
     whole = any(folder.glob("*.safetensors")) or any(folder.glob("*/*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):  # a download that was broken off
+        whole = whole and all((folder / part).exists() for part in _json(index, {}).get("weight_map", {}).values())
     if hub_id in PACKAGED:  # another program may have fetched its weights alone, which are no sentence encoder
         whole = whole and (folder / "modules.json").is_file()
     return folder if whole else None
+
+
+def resolve_encoder(name: str) -> Path:
+    """As `resolve_model`, with what makes a sentence encoder of it, where its repository has that.
+
+    A program that used the bare transformer leaves a cache without ``modules.json``, in which pooling and prompts are
+    said: the mean of all tokens would be taken for vectors of [CLS], and nothing would tell.
+    """
+    folder = resolve_model(name)
+    hub_id = SHORT_NAMES.get(name, name)
+    if Path(name).expanduser().is_dir() or (folder / "modules.json").exists():
+        return folder
+    return _safe(_from_hub(hub_id, name), name) if _hub_has(hub_id, "modules.json") else folder
+
+
+@lru_cache(maxsize=64)
+def _hub_has(hub_id: str, file: str) -> bool:
+    from huggingface_hub import constants, hf_hub_download
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        hf_hub_download(hub_id, file, etag_timeout=10)
+    except Exception:  # it has none, or cannot be asked
+        return False
+    return True
 
 
 def _in_package(hub_id: str) -> Path | None:
@@ -107,7 +136,18 @@ def model_fingerprint(folder: Path) -> str:
     found = {p for p in folder.iterdir() if p.name not in RECORDS}
     found |= {p for part in parts if part for p in (folder / part).rglob("*")}
     files = sorted(p for p in found if p.suffix in kinds and p.is_file())
-    return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{sha256_of_file(p)}" for p in files))
+    return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{_hash_of(p)}" for p in files))
+
+
+def _hash_of(path: Path) -> str:
+    stat = path.stat()
+    return _hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Gigabytes of weights once a process, though an encoder is loaded for each trial."""
+    return sha256_of_file(path)
 
 
 def _json(file: Path, otherwise: Any) -> Any:

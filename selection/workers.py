@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -24,24 +28,23 @@ from selection.choosing import stored_encoder
 from selection.devices import devices_of, gpu_count
 from selection.embedding import Finished, Work, embed_here
 from selection.encoders import Encoder
-from selection.encoders.transformer import TransformerEncoder
+from selection.encoders.transformer import TransformerEncoder, on_gpu
 from selection.errors import NearkinError, StoreError
 from selection.store import FileEntry, Store
 
 log = logging.getLogger(__name__)
 
 SILENCE_SECONDS, LOOK_SECONDS, PULSE_SECONDS = 1800.0, 0.5, 60.0
-JOBS_AT_ONCE = 8  # so that reading, encoding and writing overlap within a process
+MOST_JOBS = 64  # at once: reading, encoding and writing overlap within them
 
 _mine: dict[str, Any] = {}
 
 
-def work_of(device: str | None) -> Work | None:
-    """What embeds shards on several devices; None where one device needs no processes of its own."""
+def work_of(device: str | None, encoder: Encoder) -> Work | None:
+    """What embeds shards on several devices; None where one device, or the CPU, needs no processes of its own."""
     devices = devices_of(device)
-    if not devices:
+    if not devices or (set(devices) != {"cpu"} and not on_gpu(encoder)):
         return None
-
     return partial(embed_elsewhere, devices=devices)
 
 
@@ -65,12 +68,13 @@ def embed_elsewhere(
     for name in devices:
         names.put(name)
     compiled = isinstance(encoder, TransformerEncoder) and encoder.compiled
+    if isinstance(encoder, TransformerEncoder):
+        encoder.give_up()  # a process on its device would lack the memory
     pool = ProcessPoolExecutor(len(devices), context, _open, (names, made, failed, store.path, encoder.slug, compiled))
     again = f"run `nearkin build {store.path}` to go on from what is finished"
     try:
-        size = max(1, min(JOBS_AT_ONCE, len(jobs) // (4 * len(devices))))  # small enough to end together
-        parts = (jobs[start : start + size] for start in range(0, len(jobs), size))
-        open_jobs = {pool.submit(_embed_some, encoder.fingerprint, part) for part in parts}
+        with _no_main():
+            open_jobs = {pool.submit(_embed_some, encoder.fingerprint, part) for part in _parts(jobs, len(devices))}
         heard = time.monotonic()
         while open_jobs:
             done, open_jobs = wait(open_jobs, LOOK_SECONDS, FIRST_COMPLETED)
@@ -99,6 +103,26 @@ def embed_elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _parts(jobs: list[tuple[int, int]], devices: int) -> Iterator[list[tuple[int, int]]]:
+    """Large parts first, then ever smaller ones, so that all devices end together."""
+    start = 0
+    while start < len(jobs):
+        size = max(1, min(MOST_JOBS, (len(jobs) - start) // (2 * devices)))
+        yield jobs[start : start + size]
+        start += size
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """While processes begin: else each would run the user's script, of which it needs nothing, once more."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _open(names: Any, made: Any, failed: Any, path: Path, slug: str, compiled: bool) -> None:
     """Runs once in each process: the store and the encoder on the next device, compiled where the parent's is."""
     import torch
@@ -107,6 +131,8 @@ def _open(names: Any, made: Any, failed: Any, path: Path, slug: str, compiled: b
     device = names.get()
     if device == "cpu":
         torch.set_num_threads(1)
+    elif device.startswith("cuda"):
+        torch.cuda.set_device(device)  # a compiler's own tools take the current one
     try:
         store = Store(path)
         encoder = stored_encoder(store, slug, device)

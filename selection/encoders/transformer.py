@@ -20,14 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.devices import suit_cuda
-from selection.encoders import full_name, openvino_engine, slug_of
+from selection.devices import free_memory, suit_cuda
+from selection.encoders import Encoder, full_name, openvino_engine, slug_of
 from selection.encoders.engine import Engine, Tick, no_tick
 from selection.encoders.openvino_engine import OpenVinoEngine
 from selection.encoders.torch_engine import TorchEngine
 from selection.errors import ModelError
 from selection.files import fingerprint, sha256_of_file
-from selection.models import model_fingerprint, quiet_libraries, resolve_model
+from selection.models import model_fingerprint, quiet_libraries, resolve_encoder, resolve_model
 from selection.tokens import ArrayTokenizer, Ragged
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGREES, AGREES_EXACTLY = 0.998, 0.99999  # least cosine of a probe's vectors: of rounded ones, of float32's
-PROBE = ("a probe", "Texts of several lengths, one of them cut: 3.14 (naïve)!", "word " * 700)
+MASKED_AWAY = {"exact": 1e-4, "bf16": 0.03}  # most that masks made here may move a probe's vector
+PROBE = ("a probe", "Texts of several lengths, one of them cut: 3.14 (naïve)!", "word " * 700, "one " * 11, "on " * 10)
 
 
 class TransformerEncoder:
     """See `selection.encoders.Encoder`.
 
     Args:
+        device: see `selection.encoders.load_encoder`; OpenVINO takes the CPU.
         engine: ``torch`` or ``openvino``.
         quantized: the .xml of an int8 model made by `selection.encoders.int8`, with precision ``int8``.
         prompt: see `selection.encoders.EncoderSpec`.
@@ -58,7 +60,7 @@ class TransformerEncoder:
         quantized: Path | None = None,
         prompt: str | None = None,
     ) -> None:
-        folder = resolve_model(model)
+        folder = resolve_encoder(model)
         self.model = full_name(model)
         self.precision, self.max_tokens, self.prompt = precision, max_tokens, prompt
         self.slug = slug_of(model, precision, max_tokens)
@@ -69,7 +71,7 @@ class TransformerEncoder:
         on_cpu = engine == "openvino" or quantized is not None
         where = ("exact", "cpu") if on_cpu else (precision, device)
         self.pipeline = load_pipeline(model, *where, max_tokens, prompt)
-        self.limit = int(self.pipeline.max_seq_length or 512)
+        self.limit = min(int(self.pipeline.max_seq_length or 512), 2**31 - 1)  # some say that they have none
         self._prompt = (self.pipeline.prompts or {}).get(self.pipeline.default_prompt_name or "", "")
         self._tokenizer = _array_tokenizer(self.pipeline, model)
         self._strip = self._tokenizer is not None and not self._tokenizer.by_words
@@ -80,6 +82,8 @@ class TransformerEncoder:
             self._engine = (
                 TorchEngine(self.pipeline, self.pad) if source is None else OpenVinoEngine(source, precision, self.pad)
             )
+            if isinstance(self._engine, TorchEngine) and self.pipeline.device.type == "cuda":
+                self.spare_masks()
             if quantized is None and not self._agrees():
                 if on_cpu:
                     raise ModelError(f"OpenVINO does not give {model}'s own vectors: it runs in torch")
@@ -88,6 +92,7 @@ class TransformerEncoder:
             raise ModelError(f"{model} has a pipeline of its own kind: only --precision exact and bf16 in torch run it")
         self.dim = int(self.pipeline.get_embedding_dimension())
         self.engine = self._engine.name if self._engine else "sentence-transformers"
+        self.device = "cpu" if on_cpu else str(self.pipeline.device)
         if on_cpu:
             self.pipeline.to("meta")  # the graph has its own copy of the weights
 
@@ -112,6 +117,16 @@ class TransformerEncoder:
         if close < (AGREES if self.precision == "bf16" else AGREES_EXACTLY):
             self.undo_compile()
         return self.compiled
+
+    def give_up(self) -> None:
+        """Frees its weights, where processes of their own go on with it; it encodes nothing any more."""
+        self.pipeline.to("meta")
+        free_memory()
+
+    @property
+    def pooling_guessed(self) -> bool:
+        """Whether the model says nothing of how tokens become a vector, so that it is by their mean."""
+        return not (resolve_model(self.model) / "modules.json").exists()
 
     @property
     def unused_prompts(self) -> dict[str, str]:
@@ -168,6 +183,21 @@ class TransformerEncoder:
         vectors = self.pipeline.encode(texts.to_pylist(), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
+    def spare_masks(self) -> bool:
+        """Has a torch engine make the masks, so that a GPU need not be waited for; False where vectors would change."""
+        assert isinstance(self._engine, TorchEngine)
+        texts = pa.array(PROBE)
+        plain = self.encode(texts)
+        self._engine.mask()
+        try:
+            away = float(np.linalg.norm(self.encode(texts) - plain, axis=1).max())
+        except Exception as error:  # a model or a version of transformers that takes no such mask
+            log.info("%s takes no mask of each key: %s", self.model, error)
+            away = 2.0
+        if away > (MASKED_AWAY["bf16"] if self.precision == "bf16" else MASKED_AWAY["exact"]):
+            self._engine.undo_mask()
+        return self._engine.masked
+
     def _agrees(self) -> bool:
         """Whether tokens, batches and engine give the model's own vectors of a probe."""
         texts = pa.array(PROBE)
@@ -195,12 +225,12 @@ def load_pipeline(
     from sentence_transformers import SentenceTransformer
 
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    folder = resolve_model(model)
+    folder = resolve_encoder(model)
     kwargs = {"use_safetensors": True, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     try:
         loaded = SentenceTransformer(str(folder), device=device, model_kwargs=kwargs, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model {model} at {folder} cannot be loaded as a sentence encoder: {reason}") from error
     if max_tokens is not None:
         loaded.max_seq_length = min(max_tokens, loaded.max_seq_length or max_tokens)
@@ -209,6 +239,11 @@ def load_pipeline(
         loaded.prompts = {"named": prompt, **(loaded.prompts or {})}
         loaded.default_prompt_name = name
     return loaded.eval()
+
+
+def on_gpu(encoder: Encoder) -> bool:
+    """Whether an encoder runs on another device than the CPU."""
+    return isinstance(encoder, TransformerEncoder) and encoder.device != "cpu"
 
 
 def prompted(prompt: str | None) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -78,8 +81,8 @@ def test_batches_are_halved_until_they_fit_the_memory(
 
     def small(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         sizes.append(features["input_ids"].numel())
-        if len(sizes) == 2 or sizes[-1] == 2000:
-            raise torch.OutOfMemoryError
+        if len(sizes) == 2 or sizes[-1] == 2000:  # CUDA says it by an exception of its own, Apple's GPUs by any
+            raise torch.OutOfMemoryError if len(sizes) == 2 else RuntimeError("MPS backend out of memory (MPS ...)")
         return model(features)
 
     engine._model = small  # type: ignore[assignment]
@@ -174,6 +177,59 @@ def test_on_a_gpu_the_faster_of_plain_and_compiled_is_taken_for_long_work(
     assert [choice.seconds for choice in chosen] == [60.0, 90.0, 20.0]
     encoders = [choice.encoder for choice in chosen]
     assert [isinstance(one, TransformerEncoder) and one.compiled for one in encoders] == [True, False, False]
+
+
+def test_masks_made_here_give_the_same_vectors(
+    texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    engine, seen = encoder._engine, set()
+    assert isinstance(engine, TorchEngine)
+    plain: Any = encoder.pipeline[0].auto_model.forward
+
+    def watched(**features: Any) -> Any:
+        mask = features["attention_mask"]
+        seen.add(None if mask is None else mask.dim())
+        return plain(**features)
+
+    monkeypatch.setattr(type(encoder.pipeline[0].auto_model), "forward", lambda _, **features: watched(**features))
+    assert encoder.spare_masks()
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    assert seen >= {None, 4}  # batches without padding, batches with it
+    assert encoder.compile("eager")
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    encoder.undo_compile()
+    assert engine.masked
+    engine.undo_mask()
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    assert 2 in seen
+
+
+def test_a_model_that_such_masks_change_makes_its_own(
+    texts: pa.Array, expected: npt.NDArray[np.float32], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    model = type(encoder.pipeline[0].auto_model)
+    plain = model.forward
+
+    def local(self: Any, **features: Any) -> Any:
+        mask = features["attention_mask"]
+        if mask is not None and mask.dim() == 4:
+            features["attention_mask"] = torch.ones_like(mask)
+        return plain(self, **features)
+
+    monkeypatch.setattr(model, "forward", local)
+    assert not encoder.spare_masks()
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+
+    def broken(self: Any, **features: Any) -> Any:
+        if features["attention_mask"] is None:
+            raise ValueError("no mask")
+        return plain(self, **features)
+
+    monkeypatch.setattr(model, "forward", broken)
+    assert not encoder.spare_masks()
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
 
 
 def test_fingerprint_is_the_same_whatever_the_engine(tiny_encoder: Path) -> None:
@@ -529,6 +585,41 @@ def test_processes_write_what_one_would(
         encoder = load_encoder(str(tiny_encoder), device="cpu")
         with pytest.raises(NearkinError, match=r"a process cannot begin: cpu: .*gone"):
             workers.embed_elsewhere(store, encoder, [(0, 0)], tqdm(disable=True), print, ["cpu"])
+
+
+@pytest.mark.slow
+def test_a_script_need_not_guard_its_main(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from selection.building import build\nfrom selection.ingest import CorpusSpec\n"
+        f"build({str(tmp_path / 'store')!r}, [CorpusSpec('docs', {str(corpus_file)!r})], "
+        f"encoder={str(tiny_encoder)!r}, device='cpu,cpu')\nprint('once')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "once\n"), done.stderr
+
+
+def test_parts_hold_every_job_once_and_shrink() -> None:
+    jobs = [(number, number) for number in range(1000)]
+    parts = list(workers._parts(jobs, 4))
+    assert [job for part in parts for job in part] == jobs
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (max(sizes), min(sizes)) == (workers.MOST_JOBS, 1)
+
+
+def test_gpus_are_counted_for_what_runs_on_them(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TransformerEncoder(str(tiny_encoder), device="cpu")
+    monkeypatch.setattr("selection.devices.gpu_count", lambda: 8)
+    assert workers.work_of(None, encoder) is None  # it was put on the CPU
+    encoder.device = "cuda:0"
+    assert workers.work_of(None, encoder) is not None
+    assert workers.work_of("cpu,cpu", encoder) is not None
+    if openvino_engine.available():
+        assert workers.work_of(None, TransformerEncoder(str(tiny_encoder), engine="openvino")) is None
 
 
 def test_devices_that_are_not_there(cli: Cli, store: Path) -> None:
