@@ -23,7 +23,7 @@ from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest
 from selection.memory import peak_memory, release_memory
-from selection.slugs import check_version
+from selection.slugs import check_version, encoder_held
 from selection.store import CorpusEntry, EncoderEntry, Store
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
@@ -181,6 +181,12 @@ def build(
             if not answers:  # nobody's neighbours would be disturbed
                 opened.settle()
             _check_named(opened, corpora)
+            if (
+                encoder is not None
+                and (held := encoder_held(opened, encoder))
+                and (precision, max_tokens) == (None, None)
+            ):
+                encoder, precision, max_tokens = held.model, held.precision, held.max_tokens
             wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt)
             check_wanted(opened, wanted)
             start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 ::
 
-    STORE/cascade/<full encoder>/part-00000.arrow    doc_id and vector of passages that were encoded in full
+    STORE/cascade/<full encoder>/part-00000.arrow    vectors of passages that were encoded in full, by shard and row
 
 A uniform sample of passages is encoded first: it shows how full scores go with cheap ones (`selection.cascade_model`)
 and so how many passages have to be encoded for the recall asked for. Where that saves too little, all are. Else they
@@ -18,25 +18,31 @@ between the two, inputs cut to 32 or 64 tokens, costs more than it saves (docs/l
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from selection.ahead import ahead
 from selection.cascade_model import Audit, Blocks, CascadeSearch, Encoded, Floats
+from selection.choosing import remember_engine
+from selection.devices import first_device
 from selection.embedding import Embeddings
 from selection.encoders import Encoder
-from selection.errors import NearkinError
-from selection.files import fingerprint
+from selection.errors import NearkinError, StoreError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
 from selection.kept import read_kept, write_kept
 from selection.store import Store
+from selection.task_vectors import check_same, encode_by
 from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
@@ -47,6 +53,7 @@ WORTH = 1.5
 SAMPLE, SAMPLE_SHARE, FEWEST = 2048, 1 / 64, 256
 CHEAP_SHARE = 0.01
 PART = 4096
+MARK = 32  # digits of a shard's fingerprint that a part says
 ROUNDS, MOST_ROUNDS = 4, 40
 AUDITS = 3
 DOUBT = 1.6  # standard errors by which an audit may fall short
@@ -125,11 +132,12 @@ def cascade_neighbours(
     cheap_slug: str,
     full_encoder: Encoder,
     cheap_encoder: Encoder,
-    task_texts: pa.Array | pa.ChunkedArray,
+    task_texts: pa.ChunkedArray,
     k: int,
     min_recall: float = 0.95,
     report: Report = log.info,
     seed: int = 0,
+    device: str | None = None,
 ) -> tuple[Scores, Ids, CascadeReport]:
     """The full encoder's `k` nearest passages of each text, all but ``1 - min_recall`` of them.
 
@@ -143,6 +151,7 @@ def cascade_neighbours(
         min_recall: in (0, 1]; with 1 everything is encoded.
         report: told the plan and the outcome, a line at a time.
         seed: of the sample and the audit. Equal arguments give equal neighbours on one machine.
+        device: where the last, exact search forms its products, see `selection.index.exact.exact_search`.
 
     Returns:
         float32 [q, k] and int64 [q, k], best first, equal scores in doc_id order, -inf and -1 where there are fewer;
@@ -151,10 +160,17 @@ def cascade_neighbours(
     Raises:
         NearkinError: `k` or `min_recall` out of range, a store that is locked, not embedded or damaged, a full disk.
     """
-    full, cheap = full_encoder.encode(task_texts), cheap_encoder.encode(task_texts)
+    check_same(store, cheap_slug, cheap_encoder)
+    full = encode_by(store, full_encoder, task_texts, report)
+    cheap = encode_by(store, cheap_encoder, task_texts, report)
+    before = store.manifest.corpora
     with store.lock():
+        if store.manifest.corpora != before:
+            raise StoreError(f"{store.path} was built further meanwhile: ask again")
+        remember_engine(store, cheap_slug, full_encoder)
         embeddings = Embeddings(store, cheap_slug)
-        return cascade(lambda: embeddings, full, cheap, Kept(store, full_encoder), k, min_recall, report, seed)
+        kept = Kept(store, full_encoder)
+        return cascade(lambda: embeddings, full, cheap, kept, k, min_recall, report, seed, device)
 
 
 def cascade(
@@ -166,6 +182,7 @@ def cascade(
     min_recall: float = 0.95,
     report: Report = log.info,
     seed: int = 0,
+    device: str | None = None,
 ) -> tuple[Scores, Ids, CascadeReport]:
     """`cascade_neighbours` on vectors; see `CascadeSearch` for the arguments."""
     if k < 1:
@@ -180,7 +197,7 @@ def cascade(
     predicted, audit = (1.0, None) if plan.everything else _promise(search, plan, min_recall)
     ids = np.arange(search.passages) if plan.everything else np.flatnonzero(~search.left)
     parts = (vectors.take(ids[start : start + PART]) for start in range(0, len(ids), PART))
-    scores, rows = exact_search(parts, full, k)
+    scores, rows = exact_search(parts, full, k, first_device(device))
     reused = len(ids) - (vectors.encoded - before)
     gain, seconds = _gain(search.passages, len(ids)), time.perf_counter() - begun
     told = CascadeReport(plan, len(ids), reused, predicted, audit, gain, seconds)
@@ -247,6 +264,10 @@ class Kept:
         self._corpus, self._encoder = store.corpus, encoder
         self.folder = store.path / "cascade" / encoder.slug
         self.encoded, self._next = 0, 0
+        places: dict[str, list[int]] = {}  # where passages of a text begin; equal shards may stand twice
+        for (_, _, shard), start in zip(self._corpus.shards, self._corpus.offsets.tolist(), strict=False):
+            places.setdefault(shard.text[:MARK], []).append(start)
+        self._places = places
         # Where a passage's vector is: part and row, -1 for nowhere.
         self._part = np.full(len(self._corpus), -1, dtype=np.int32)
         self._row = np.zeros(len(self._corpus), dtype=np.int32)
@@ -255,23 +276,29 @@ class Kept:
             self._next = max(self._next, int(path.stem.removeprefix("part-")) + 1)
             self._open(path)
 
-    def _made_of(self, shards: int) -> dict[str, str]:
-        """What a part says of its encoder and of the corpus, by its first `shards`."""
-        texts = [shard.text for _, _, shard in self._corpus.shards[:shards]]
-        return {"shards": str(shards), "corpus": fingerprint(*texts), "encoder": self._encoder.fingerprint}
-
     def _open(self, path: Path) -> None:
-        """Takes a part in, or removes it where it is damaged or of other texts or another encoder."""
+        """Takes a part in, or removes it where it is damaged, of another encoder, or none of its texts is here."""
         kept = read_kept(path)
-        # Passages added behind the shards that it knows changed no doc_id of theirs.
-        if kept is None or kept[1] != self._made_of(int(kept[1].get("shards", 0))):
+        if kept is None or kept[1].get("encoder") != self._encoder.fingerprint or "shards" not in kept[1]:
+            del kept  # some systems remove no file that is mapped
             path.unlink()
             return
-        batch, _ = kept
-        ids = batch.column(0).to_numpy()
-        vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True).reshape(-1, self._encoder.dim)
-        self._part[ids], self._row[ids] = len(self._parts), np.arange(len(ids))
-        self._parts.append(vectors)
+        batch, about = kept
+        shard, row = (batch.column(number).to_numpy() for number in (0, 1))
+        vectors = batch.column(2).flatten().to_numpy(zero_copy_only=True).reshape(-1, self._encoder.dim)
+        places = [self._places.get(text, []) for text in json.loads(about["shards"])]
+        known = False
+        for copy in range(max(map(len, places), default=0)):
+            starts = np.array([at[copy] if len(at) > copy else -1 for at in places])[shard]
+            here = np.flatnonzero(starts >= 0)
+            ids = starts[here] + row[here]
+            self._part[ids], self._row[ids] = len(self._parts), here
+            known = True
+        if known:
+            self._parts.append(vectors)
+        else:
+            del kept, batch, vectors
+            path.unlink()
 
     def take(self, ids: Ids) -> npt.NDArray[np.float16]:
         """float16 [n, dim] of passages `ids`, ascending, each once.
@@ -280,23 +307,34 @@ class Kept:
             NearkinError: the disk is full, or the store may not be written.
         """
         new = ids[self._part[ids] < 0]
-        for start in range(0, len(new), PART):
-            self._encode(new[start : start + PART])
+        parts = [new[start : start + PART] for start in range(0, len(new), PART)]
+
+        def prepare(part: Ids) -> Any:
+            return self._encoder.prepare(self._corpus.take(part, ["text"])["text"])
+
+        with closing(ahead(prepare, parts)) as made:
+            for part, prepared in zip(parts, made, strict=True):
+                self._write(part, self._encoder.run(prepared).astype(np.float16))
         out = np.empty((len(ids), self._encoder.dim), dtype=np.float16)
-        parts = self._part[ids]
-        if (parts < 0).any():
+        held = self._part[ids]
+        if (held < 0).any():
             raise NearkinError(f"{self.folder}: vectors that were written cannot be read again: check the disk")
-        for number in np.unique(parts).tolist():
-            mine = parts == number
+        for number in np.unique(held).tolist():
+            mine = held == number
             out[mine] = self._parts[number][self._row[ids[mine]]]
         return out
 
-    def _encode(self, ids: Ids) -> None:
-        vectors = self._encoder.encode(self._corpus.take(ids, ["text"])["text"]).astype(np.float16)
+    def _write(self, ids: Ids, vectors: npt.NDArray[np.float16]) -> None:
+        """Keeps vectors of ascending `ids`, by the text of their shard and their row in it."""
+        of = np.searchsorted(self._corpus.offsets, ids, "right") - 1
+        shards, which = np.unique(of, return_inverse=True)
+        row = ids - self._corpus.offsets[of]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        batch = pa.RecordBatch.from_arrays([pa.array(ids), column], ["doc_id", "vector"])
+        arrays = [pa.array(which.astype(np.int32)), pa.array(row.astype(np.int32)), column]
+        batch = pa.RecordBatch.from_arrays(arrays, ["shard", "row", "vector"])
+        texts = [self._corpus.shards[number][2].text[:MARK] for number in shards]
         path = self.folder / f"part-{self._next:05d}.arrow"
-        write_kept(path, batch, self._made_of(len(self._corpus.shards)))
+        write_kept(path, batch, {"shards": json.dumps(texts), "encoder": self._encoder.fingerprint})
         self._next += 1
         self.encoded += len(ids)
         self._open(path)

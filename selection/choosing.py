@@ -55,7 +55,7 @@ STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
-LASTING = ("auto", "cascade", "index", "tried")  # what an encoder's entry says that no fitting changes
+LASTING = ("auto", "cascade", "cascade_engine", "index", "tried")  # what an entry says that no fitting changes
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,21 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
     """
     entry = store.manifest.encoders[slug]
     spec = EncoderSpec(_spec_of(entry).teacher, entry.settings.get("cascade", "exact"), prompt=entry.prompt)
-    return _Chooser(store, Wanted(device=device), report)._fastest(spec).encoder
+    chooser, engine = _Chooser(store, Wanted(device=device), report), entry.settings.get("cascade_engine")
+    if engine is None and chooser.on_cpu:
+        return chooser._fastest(spec).encoder
+    return load_encoder(spec.model, spec.precision, chooser.device, engine=engine or "torch", prompt=spec.prompt)
+
+
+def remember_engine(store: Store, slug: str, full: Encoder) -> None:
+    """Keeps which engine a trial took for the encoder that a cascade over `slug` ends in; the store must be locked.
+
+    So that every task is answered by the same one, and none waits for another trial.
+    """
+    settings = store.manifest.encoders[slug].settings
+    if not on_gpu(full) and settings.get("cascade_engine") != full.engine:
+        settings["cascade_engine"] = full.engine
+        store.save()
 
 
 def _spec_of(entry: EncoderEntry) -> EncoderSpec:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from selection.encoders import Encoder, same_model, slug_of
 from selection.errors import StoreError
-from selection.store import Store
+from selection.store import EncoderEntry, Store
 
 
 def open_encoder(store: Store, encoder: str | None) -> str:
@@ -37,6 +39,11 @@ def slug_held(store: Store, model: str, precision: str = "exact") -> str | None:
     slug = slug_of(model, precision)
     entry = store.manifest.encoders.get(slug)
     return slug if entry is not None and same_model(entry.model, model) else None
+
+
+def encoder_held(store: Store, slug: str | None) -> EncoderEntry | None:
+    """What the store calls `slug`, unless a folder of that name is there, which is a model; None where nothing is."""
+    return None if slug is None or Path(slug).exists() else store.manifest.encoders.get(slug)
 
 
 def check_version(store: Store, encoder: Encoder) -> None:

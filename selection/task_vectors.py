@@ -18,6 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from selection.choosing import stored_encoder
+from selection.encoders import Encoder
 from selection.errors import NearkinError, StoreError
 from selection.files import TextFingerprint
 from selection.kept import read_kept, write_kept
@@ -50,17 +51,45 @@ def encode_texts(
         StoreError: this machine's encoder of that name is not the one that wrote the embeddings.
     """
     entry = store.manifest.encoders[slug]
+
+    def load() -> Encoder:
+        encoder = stored_encoder(store, slug, device)
+        check_same(store, slug, encoder)
+        return encoder
+
+    return _encoded(store, slug, entry.dim, entry.fingerprint, texts, load, report)
+
+
+def encode_by(store: Store, encoder: Encoder, texts: pa.ChunkedArray, report: Report = log.info) -> Vectors:
+    """As `encode_texts`, by an encoder that need not have embedded the corpus."""
+    return _encoded(store, encoder.slug, encoder.dim, encoder.fingerprint, texts, lambda: encoder, report)
+
+
+def check_same(store: Store, slug: str, encoder: Encoder) -> None:
+    """Raises StoreError where `encoder` is another version of the one that wrote `slug`."""
+    entry = store.manifest.encoders[slug]
+    if encoder.fingerprint != entry.fingerprint:
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model}: "
+            f"use that one, or run `nearkin build {store.path}` to embed it anew"
+        )
+
+
+def _encoded(
+    store: Store,
+    slug: str,
+    dim: int,
+    fingerprint: str,
+    texts: pa.ChunkedArray,
+    load: Callable[[], Encoder],
+    report: Report,
+) -> Vectors:
     parts = [texts.slice(start, PART) for start in range(0, len(texts), PART)] or [texts]
     paths = [_path(store, slug, part) for part in parts]
-    found = [_read(path, len(part), entry.dim, entry.fingerprint) for path, part in zip(paths, parts, strict=True)]
+    found = [_read(path, len(part), dim, fingerprint) for path, part in zip(paths, parts, strict=True)]
     missing = [number for number, vectors in enumerate(found) if vectors is None]
     if missing:
-        encoder = stored_encoder(store, slug, device)
-        if encoder.fingerprint != entry.fingerprint:
-            raise StoreError(
-                f"{store.path} was embedded by another version of {entry.model}: "
-                f"use that one, or run `nearkin build {store.path}` to embed it anew"
-            )
+        encoder = load()
         count = sum(len(parts[number]) for number in missing)
         if count >= TOLD_FROM:
             report(f"encode  {count:,} texts of the task by {slug}, kept for the next time")
@@ -68,7 +97,7 @@ def encode_texts(
             for number in missing:
                 made = encoder.run(encoder.prepare(parts[number]), lambda done: bar.update(len(done)))
                 with contextlib.suppress(OSError, NearkinError):  # a read-only store is encoded for anew
-                    _write(paths[number], made, entry.fingerprint)
+                    _write(paths[number], made, fingerprint)
                 found[number] = made
     return np.concatenate([vectors for vectors in found if vectors is not None])
 

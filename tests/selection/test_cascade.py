@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ import pytest
 
 import selection.cascade as module
 import selection.cascade_model as model
+from selection.building import build
 from selection.cascade import CascadeReport, Kept, cascade, cascade_neighbours
 from selection.cascade_model import CascadeSearch
-from selection.choosing import stored_encoder
+from selection.choosing import full_encoder, stored_encoder
 from selection.embedding import Embeddings
 from selection.encoders import Encoder, load_encoder
 from selection.errors import NearkinError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
+from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.store import Store
 from selection.task import read_task
 from tests.conftest import Cli
 
-TEXTS = pa.array(["numpy arrays and their shapes", "a graph and its shortest paths", "fits a linear model"])
+TEXTS = pa.chunked_array(
+    [["numpy arrays and their shapes", "a graph and its shortest paths", "fits a linear model"]], pa.large_string()
+)
 Halves = npt.NDArray[np.float16]
 
 
@@ -187,13 +192,14 @@ class Stops:
     def __init__(self, encoder: Encoder, calls: int = 10**9) -> None:
         self._encoder, self._calls, self.texts = encoder, calls, 0
         self.slug, self.fingerprint, self.dim = encoder.slug, encoder.fingerprint, encoder.dim
+        self.prepare, self.engine = encoder.prepare, encoder.engine
 
-    def encode(self, texts: pa.Array) -> npt.NDArray[np.float32]:
+    def run(self, prepared: Any, tick: Any = None) -> npt.NDArray[np.float32]:
         if self._calls == 0:
             raise KeyboardInterrupt
         self._calls -= 1
-        self.texts += len(texts)
-        return self._encoder.encode(texts)
+        self.texts += len(prepared)
+        return self._encoder.run(prepared)
 
 
 @pytest.fixture
@@ -234,9 +240,9 @@ def test_a_killed_run_goes_on(store: Path, tiny_encoder: Path, small_parts: None
     again, second = Stops(full), Stops(full)
     scores, ids, told = _neighbours(store, again)
     assert told.reused == kept
-    assert again.texts == told.encoded - told.reused + len(TEXTS)
+    assert again.texts == told.encoded - told.reused  # the task's texts were kept
     repeated = _neighbours(store, second)
-    assert second.texts == len(TEXTS)
+    assert second.texts == 0
     np.testing.assert_array_equal(repeated[0], scores)
     np.testing.assert_array_equal(repeated[1], ids)
     for part in (store / "cascade").rglob("part-*.arrow"):
@@ -265,6 +271,49 @@ def test_vectors_of_other_texts_or_another_encoder_are_removed(store: Path, tiny
     assert not part.exists()
     np.testing.assert_array_equal(again.take(ids), vectors)
     assert full.texts == 2 * len(ids)
+
+
+def test_vectors_outlive_a_change_of_other_texts(store: Path, tiny_encoder: Path, corpus_file: Path) -> None:
+    ids, full = np.arange(0, 600, 3), Stops(_cut(tiny_encoder))
+    opened = Store(store)
+    [corpus] = opened.manifest.corpora
+    [shard] = corpus.shards
+    halves = [replace(shard, stop=300, rows=300, text="a" * 64), replace(shard, start=300, rows=300, text="b" * 64)]
+    corpus.shards[:] = halves
+    vectors = Kept(opened, full).take(ids)  # type: ignore[arg-type]
+    first = replace(halves[0], stop=200, rows=200, text="c" * 64)
+    corpus.shards[:] = [first, halves[1], halves[1]]  # the first half is another; the second stands twice, elsewhere
+    kept = Kept(opened, full)  # type: ignore[arg-type]
+    assert full.texts == 200
+    for start in (200, 500):
+        np.testing.assert_array_equal(kept.take(ids[100:] - 300 + start), vectors[100:])
+    assert full.texts == 200
+    corpus.shards[:] = halves  # what was put back is found again
+    np.testing.assert_array_equal(Kept(opened, full).take(ids), vectors)  # type: ignore[arg-type]
+    assert full.texts == 200
+    corpus.shards[:] = [first]
+    assert list(Kept(opened, full).folder.glob("part-*.arrow")) == []  # type: ignore[arg-type]
+
+
+def test_a_store_that_was_built_further_meanwhile_is_refused(
+    store: Path, tiny_encoder: Path, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: Any, **__: Any) -> None:
+        pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
+        build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+
+    monkeypatch.setattr(module, "check_same", meanwhile)
+    with pytest.raises(NearkinError, match="built further meanwhile"):
+        _neighbours(store, _cut(tiny_encoder))
+
+
+def test_the_engine_of_a_cascade_is_kept(store: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _neighbours(store, _cut(tiny_encoder))
+    opened = Store(store)
+    (slug,) = opened.manifest.encoders
+    assert opened.manifest.encoders[slug].settings["cascade_engine"] == "torch"
+    monkeypatch.setattr("selection.choosing._Chooser._fastest", lambda *_: pytest.fail("tried again"))
+    assert full_encoder(opened, slug).engine == "torch"
 
 
 def test_damaged_vectors_are_removed(store: Path, tiny_encoder: Path) -> None:

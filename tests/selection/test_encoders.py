@@ -298,6 +298,9 @@ def test_a_prompt_that_was_asked_for_stays_with_the_store(
     assert "0 of 600 passages to embed" in out
     assert "--prompt NAME" not in out
     assert "600 of 600 passages to embed" in cli(*named, "--precision", "bf16")[1]
+    code, _, errors = cli("build", store)
+    assert (code, "choose one with --encoder" in errors) == (1, True)
+    assert "0 of 600 passages to embed" in cli("build", store, "--encoder", "two-prompts-bf16")[1]  # as it is called
     assert {entry.prompt for entry in Store(store).manifest.encoders.values()} == {"query"}
 
     own = SentenceTransformer(str(folder), device="cpu")
