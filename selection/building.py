@@ -181,11 +181,8 @@ def build(
             if not answers:  # nobody's neighbours would be disturbed
                 opened.settle()
             _check_named(opened, corpora)
-            if (
-                encoder is not None
-                and (held := encoder_held(opened, encoder))
-                and (precision, max_tokens) == (None, None)
-            ):
+            held = encoder_held(opened, encoder)
+            if held is not None and (precision, max_tokens) == (None, None):
                 encoder, precision, max_tokens = held.model, held.precision, held.max_tokens
             wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt)
             check_wanted(opened, wanted)

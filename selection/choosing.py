@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from selection.encoders import (
 )
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline, on_gpu
-from selection.errors import ModelError
+from selection.errors import ModelError, StoreError
 from selection.files import atomic_folder
 from selection.memory import release_memory
 from selection.models import DEFAULT_ENCODER
@@ -137,11 +138,17 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
     """The encoder that wrote embeddings `slug`.
 
     Raises:
-        StoreError: what was fitted to the corpus is missing or damaged.
+        StoreError: the model's folder is gone, or what was fitted to the corpus is missing or damaged.
         ModelError: see `load_encoder`.
     """
     check_devices(device)
     entry = store.manifest.encoders[slug]
+    model = Path(_spec_of(entry).teacher)
+    if model.is_absolute() and not model.is_dir():
+        raise StoreError(
+            f"{store.path} was embedded by the model in {model}, which is not there: where that has moved, "
+            f"`nearkin build {store.path} --encoder FOLDER` takes it from its new place and embeds nothing again"
+        )
     for file in entry.files:
         store.check(file, f"run `nearkin build {store.path}` to fit this encoder again and embed the corpus by it")
     folder = store.path / "encoders" / slug if entry.files else None

@@ -144,6 +144,16 @@ def test_another_model_behind_a_static_encoder_is_noticed(
     assert build(store, encoder=f"static:{model}").plan.embedding.reused == 0
 
 
+def test_a_model_that_moved_is_found_again(store: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    opened = Store(store)
+    opened.manifest.encoders["tiny-encoder"].model = "/gone/tiny-encoder"
+    opened.save()
+    with pytest.raises(StoreError, match=r"where that has moved, `nearkin build .* --encoder FOLDER`"):
+        query(store, task_folder, k=1)
+    assert build(store, encoder=str(tiny_encoder)).plan.embedding.passages == 0
+    assert len(query(store, task_folder, k=1).neighbours)
+
+
 def test_added_corpus_leaves_the_rest(store: Path, passages: pa.Table, tmp_path: Path) -> None:
     pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
     result = build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
