@@ -297,11 +297,12 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted) -> BuildPlan:
     encoder = choice.encoder
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
-    there = None if embedding.todo else Embeddings(store, encoder.slug)
+    entry = store.manifest.encoders.get(encoder.slug)
+    listed = entry is not None and {shard.text for _, _, shard in store.corpus.shards} <= set(entry.shards)
+    there = Embeddings(store, encoder.slug) if listed and not embedding.todo else None
     chosen = plan_index(rows, encoder.dim, index, store.path, there)
     indexed = there and current_index(store, encoder.slug, chosen.kind.name)
     disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
-    entry = store.manifest.encoders.get(encoder.slug)
     memory = peak_memory()
     if memory is not None:
         memory += _working_bytes(store, embedding, encoder.dim) if embedding.todo else 0

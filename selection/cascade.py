@@ -41,8 +41,9 @@ from selection.errors import NearkinError, StoreError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
 from selection.kept import read_kept, write_kept
+from selection.slugs import check_same
 from selection.store import Store
-from selection.task_vectors import check_same, encode_by
+from selection.task_vectors import encode_by
 from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)

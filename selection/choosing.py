@@ -118,11 +118,23 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
     if said == (None, None, None) and store.manifest.in_use:
         open_encoder(store, None)
         return
-    precision = "exact" if wanted.precision == "auto" else wanted.precision or "exact"
-    spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, precision, wanted.max_tokens)
+    spec = named_spec(store, replace(wanted, precision=None) if wanted.precision == "auto" else wanted)
     if spec.precision == "int8" and not int8.available():
         raise ModelError(f"--precision int8 needs OpenVINO and NNCF: {openvino_engine.INSTALL}")
     load_pipeline(spec.teacher, "bf16", "cpu")  # in which a large model takes half the memory
+
+
+def named_spec(store: Store, wanted: Wanted) -> EncoderSpec:
+    """Which encoder is meant, where precision is not ``auto``: as asked, else the store's, else the default one."""
+    said = (wanted.encoder, wanted.precision, wanted.max_tokens)
+    entries = store.manifest.encoders
+    if said == (None, None, None) and store.manifest.in_use:
+        return _spec_of(entries[open_encoder(store, None)])
+    model = wanted.encoder or DEFAULT_ENCODER
+    teacher = EncoderSpec(model).teacher
+    have = (entry.prompt for entry in entries.values() if same_model(_spec_of(entry).teacher, teacher))
+    prompt = wanted.prompt if wanted.prompt is not None else next(have, None)
+    return EncoderSpec(model, wanted.precision or "exact", wanted.max_tokens, prompt)
 
 
 def drop_untaken(store: Store, slug: str) -> None:
@@ -195,25 +207,14 @@ class _Chooser:
         self._drawn: dict[int, pa.ChunkedArray] = {}
 
     def choose(self) -> Choice:
-        said = (self.wanted.encoder, self.wanted.precision, self.wanted.max_tokens)
-        entries = self.store.manifest.encoders
-        if said == (None, None, None) and self.store.manifest.in_use:
-            return self._named(_spec_of(entries[open_encoder(self.store, None)]))
-        model = self.wanted.encoder or DEFAULT_ENCODER
         if self.wanted.precision == "auto":
+            model, entries = self.wanted.encoder or DEFAULT_ENCODER, self.store.manifest.encoders
             before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
             before = [e for e in before if self.wanted.prompt in (None, e.prompt)]
             if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
                 return self._named(_spec_of(before[0]))
-            return self._auto(EncoderSpec(model, "exact", self.wanted.max_tokens, self._prompt(model)))
-        precision = self.wanted.precision or "exact"
-        return self._named(EncoderSpec(model, precision, self.wanted.max_tokens, self._prompt(model)))
-
-    def _prompt(self, model: str) -> str | None:
-        """As asked, else that of the store's other embeddings by the same model."""
-        teacher = EncoderSpec(model).teacher
-        have = (e for e in self.store.manifest.encoders.values() if same_model(_spec_of(e).teacher, teacher))
-        return self.wanted.prompt if self.wanted.prompt is not None else next((e.prompt for e in have), None)
+            return self._auto(named_spec(self.store, replace(self.wanted, precision="exact")))
+        return self._named(named_spec(self.store, self.wanted))
 
     def _is_incomplete(self, entry: EncoderEntry) -> bool:
         """Whether a build with this encoder was stopped, or the corpus has grown since."""

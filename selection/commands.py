@@ -70,7 +70,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         nearkin build store --corpus papers=papers.parquet --encoder intfloat/e5-base-v2 --prompt "query: "
         nearkin build store --corpus papers=papers.parquet --encoder static:all-MiniLM-L6-v2
         nearkin build store --corpus papers=papers.parquet --encoder cascade:all-MiniLM-L6-v2 --precision bf16
-        nearkin build store                    # goes on with what an earlier build left undone
+        nearkin build store --share 3/8        # the third of eight machines, after a dry run that read the corpus
+        nearkin build store                    # goes on with what an earlier build left undone, or takes shares in
         """,
     )
     parser.add_argument("store", metavar="STORE", help="the store's folder; made where it does not exist")
@@ -135,6 +136,13 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "kind, else auto)",
     )
     _index_limits(parser)
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        type=_share,
+        help="embed only the I-th of N parts of what was read, on this machine of several that see the store; a build "
+        "without it takes all of them in",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -318,6 +326,13 @@ def positive(text: str) -> int:
     return value
 
 
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text} is no share: write the third of eight as 3/8")
+    return int(number), int(of)
+
+
 def share(text: str) -> float:
     """A number in [0, 1], for argparse."""
     value = float(text)
@@ -355,6 +370,8 @@ def run_build(args: argparse.Namespace) -> int:
     named = [parse_corpus(argument) for argument in args.corpus]
     if not named and (args.where or args.chunk or args.text_column != "text"):
         raise InputError("--where, --chunk and --text-column say how a --corpus is read: name it with them")
+    if args.share:
+        return _run_share(args)
     if args.encoder == "none":
         without = ("precision", "max_seconds", "max_tokens", "prompt", "device", "index", "max_memory")
         if given := [name for name in without if getattr(args, name) is not None]:
@@ -389,6 +406,32 @@ def run_build(args: argparse.Namespace) -> int:
     print(f"done    {args.store}: {done:,} passages embedded, {result.plan.embedding.reused:,} kept; {stages}{speed}")
     if against := result.against_plan():
         print(f"plan    {against}")
+    return 0
+
+
+def _run_share(args: argparse.Namespace) -> int:
+    from selection.errors import InputError
+    from selection.sharing import embed_share
+    from selection.wording import human_seconds
+
+    others = ("corpus", "index", "max_memory", "max_seconds", "dry_run")
+    if given := [name for name in others if getattr(args, name)]:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"--share embeds what a build has read, and no more: leave {flag} to other builds")
+    done = embed_share(
+        args.store,
+        *args.share,
+        encoder=args.encoder,
+        precision=args.precision,
+        max_tokens=args.max_tokens,
+        prompt=args.prompt,
+        device=args.device,
+        report=lambda line: print(line, flush=True),
+    )
+    print(
+        f"done    {args.store}: {done.passages:,} passages embedded in {human_seconds(done.seconds)}, {done.reused:,} "
+        f"were there; once all shares are, `nearkin build {args.store}` takes them in"
+    )
     return 0
 
 

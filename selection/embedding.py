@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,7 +61,9 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
     shards = [s for _, _, s in store.corpus.shards]
     entry = store.manifest.encoders.get(slug)
     have = entry.shards if entry and entry.fingerprint == encoder_fingerprint else {}
-    whole = {text for text in dict.fromkeys(s.text for s in shards) if text in have and store.is_whole(have[text])}
+    found = unlisted(store, slug, encoder_fingerprint)
+    texts = dict.fromkeys(s.text for s in shards)
+    whole = {text for text in texts if text in found or (text in have and store.is_whole(have[text]))}
     todo, seen = [], set(whole)
     for position, shard in enumerate(shards):
         if shard.text not in seen:
@@ -71,8 +73,28 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
     return EmbeddingPlan(todo, rows, sum(s.rows for s in shards) - rows)
 
 
+def unlisted(store: Store, slug: str, encoder_fingerprint: str) -> dict[str, Path]:
+    """Whole embedding files by this encoder that no manifest lists, by the fingerprint of their text.
+
+    They are of `selection.sharing`, or of a build that was killed before it saved.
+    """
+    entry = store.manifest.encoders.get(slug)
+    listed = {file.path for file in entry.shards.values()} if entry else set()
+    found = {}
+    for path in sorted((store.path / "embeddings" / slug).glob("*.arrow")):
+        if store.relative(path) not in listed:
+            try:
+                about = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+            except (pa.ArrowInvalid, OSError):
+                continue
+            if about.get(b"encoder") == encoder_fingerprint.encode() and b"text" in about:
+                found[about[b"text"].decode()] = path
+    return found
+
+
+Job = tuple[int, str]  # position of a corpus shard, name of its embedding file
 Finished = Callable[[str, FileEntry], None]
-Work = Callable[[Store, Encoder, list[tuple[int, int]], "tqdm[None]", Finished], None]
+Work = Callable[[Store, Encoder, list[Job], "tqdm[None]", Finished], None]
 
 
 def embed(store: Store, encoder: Encoder, work: Work | None = None) -> EmbeddingPlan:
@@ -82,9 +104,10 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
         work: what embeds shards; default `embed_here`.
     """
     work = work or embed_here
-    plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
     entry = _usable_entry(store, encoder)
     folder = store.path / "embeddings" / encoder.slug
+    _take_in(store, encoder, entry, folder)
+    plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
     store.save()
     lock, saved = Lock(), [time.monotonic()]
 
@@ -97,26 +120,25 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
 
     try:
         with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-            work(store, encoder, list(zip(plan.todo, _free_numbers(entry), strict=False)), bar, finished)
+            names = (f"part-{number:05d}.arrow" for number in _free_numbers(entry))
+            work(store, encoder, list(zip(plan.todo, names, strict=False)), bar, finished)
     finally:
         store.save()
     _remove_unlisted(store, folder, entry)
     return plan
 
 
-def embed_here(
-    store: Store, encoder: Encoder, jobs: list[tuple[int, int]], bar: tqdm[None], finished: Finished
-) -> None:
+def embed_here(store: Store, encoder: Encoder, jobs: list[Job], bar: tqdm[None], finished: Finished) -> None:
     """Embeds shards in this process.
 
     Args:
-        jobs: (position of a corpus shard, number of its file) each.
+        jobs: what to embed.
         finished: told each text's fingerprint and file once it is on disk, from the thread that wrote it.
     """
     corpus = store.corpus
 
-    def write(number: int, vectors: npt.NDArray[np.float16], text: str) -> None:
-        path = store.path / "embeddings" / encoder.slug / f"part-{number:05d}.arrow"
+    def write(name: str, vectors: npt.NDArray[np.float16], text: str) -> None:
+        path = store.path / "embeddings" / encoder.slug / name
         with atomic_write(path) as aside:
             write_vectors(aside, vectors, text, encoder.fingerprint)
         finished(text, store.entry(path, len(vectors)))
@@ -126,13 +148,13 @@ def embed_here(
         ThreadPoolExecutor(1, "write") as writer,
     ):
         written: Future[None] | None = None
-        for (position, number), ready in zip(jobs, prepared, strict=True):
+        for (position, name), ready in zip(jobs, prepared, strict=True):
             shard = corpus.shards[position][2]
             vectors = _encode_shard(ready, encoder, shard.rows, bar)
             if written is not None:
                 written.result()
             release_memory()
-            written = writer.submit(write, number, vectors, shard.text)
+            written = writer.submit(write, name, vectors, shard.text)
         if written is not None:
             written.result()
 
@@ -165,8 +187,28 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
     return entry
 
 
-def _free_numbers(entry: EncoderEntry) -> Iterator[int]:
-    used = {int(Path(f.path).stem.removeprefix("part-")) for f in entry.shards.values()}
+def _take_in(store: Store, encoder: Encoder, entry: EncoderEntry, folder: Path) -> None:
+    """Enters embedding files of texts that are wanted and that no manifest lists."""
+    found = unlisted(store, encoder.slug, encoder.fingerprint)
+    numbers = _free_numbers(entry, [path.name for path in found.values()])
+    for _, _, shard in store.corpus.shards:
+        path = found.get(shard.text)
+        if path is None or shard.text in entry.shards:
+            continue
+        try:
+            rows = len(read_vectors(path, shard.text, encoder.fingerprint, encoder.dim, ""))
+        except StoreError:
+            continue
+        if rows != shard.rows:
+            continue
+        if not path.name.startswith("part-"):
+            path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
+        entry.shards[shard.text] = store.entry(path, rows)
+
+
+def _free_numbers(entry: EncoderEntry, others: Iterable[str] = ()) -> Iterator[int]:
+    names = [Path(name).stem.removeprefix("part-") for name in [*(f.path for f in entry.shards.values()), *others]]
+    used = {int(name) for name in names if name.isdigit()}
     number = 0
     while True:
         if number not in used:
@@ -187,7 +229,7 @@ def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encod
 
 def _remove_unlisted(store: Store, folder: Path, entry: EncoderEntry) -> None:
     listed = {store.path / f.path for f in entry.shards.values()}
-    for path in folder.glob("part-*.arrow"):
+    for path in folder.glob("*.arrow"):
         if path not in listed:
             path.unlink()
 

@@ -57,6 +57,16 @@ def check_version(store: Store, encoder: Encoder) -> None:
         )
 
 
+def check_same(store: Store, slug: str, encoder: Encoder) -> None:
+    """Raises StoreError where `encoder` is another version of the one that wrote `slug`."""
+    entry = store.manifest.encoders[slug]
+    if encoder.fingerprint != entry.fingerprint:
+        raise StoreError(
+            f"{store.path} was embedded by another version of {entry.model}: "
+            f"use that one, or run `nearkin build {store.path}` to embed it anew"
+        )
+
+
 def check_slug(store: Store, slug: str, model: str, fingerprint: str | None = None) -> None:
     """Raises StoreError where another model of the same last name has embeddings as `slug`, which would be lost.
 

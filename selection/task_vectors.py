@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from selection.choosing import stored_encoder
 from selection.encoders import Encoder
-from selection.errors import NearkinError, StoreError
+from selection.errors import NearkinError
 from selection.files import TextFingerprint
 from selection.kept import read_kept, write_kept
+from selection.slugs import check_same
 from selection.store import Store
 from selection.task import Task
 
@@ -63,16 +64,6 @@ def encode_texts(
 def encode_by(store: Store, encoder: Encoder, texts: pa.ChunkedArray, report: Report = log.info) -> Vectors:
     """As `encode_texts`, by an encoder that need not have embedded the corpus."""
     return _encoded(store, encoder.slug, encoder.dim, encoder.fingerprint, texts, lambda: encoder, report)
-
-
-def check_same(store: Store, slug: str, encoder: Encoder) -> None:
-    """Raises StoreError where `encoder` is another version of the one that wrote `slug`."""
-    entry = store.manifest.encoders[slug]
-    if encoder.fingerprint != entry.fingerprint:
-        raise StoreError(
-            f"{store.path} was embedded by another version of {entry.model}: "
-            f"use that one, or run `nearkin build {store.path}` to embed it anew"
-        )
 
 
 def _encoded(

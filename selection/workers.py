@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from selection.choosing import stored_encoder
 from selection.devices import devices_of, gpu_count
-from selection.embedding import Finished, Work, embed_here
+from selection.embedding import Finished, Job, Work, embed_here
 from selection.encoders import Encoder
 from selection.encoders.transformer import TransformerEncoder, on_gpu
 from selection.errors import NearkinError, StoreError
@@ -51,7 +51,7 @@ def work_of(device: str | None, encoder: Encoder) -> Work | None:
 def embed_elsewhere(
     store: Store,
     encoder: Encoder,
-    jobs: list[tuple[int, int]],
+    jobs: list[Job],
     bar: tqdm[None],
     finished: Finished,
     devices: list[str],
@@ -103,7 +103,7 @@ def embed_elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parts(jobs: list[tuple[int, int]], devices: int) -> Iterator[list[tuple[int, int]]]:
+def _parts(jobs: list[Job], devices: int) -> Iterator[list[Job]]:
     """Large parts first, then ever smaller ones, so that all devices end together."""
     start = 0
     while start < len(jobs):
@@ -169,7 +169,7 @@ class _Pulse(tqdm):  # type: ignore[misc]
             self._made.put(None)
 
 
-def _embed_some(fingerprint: str, jobs: list[tuple[int, int]]) -> None:
+def _embed_some(fingerprint: str, jobs: list[Job]) -> None:
     """Embeds shards, and tells of each as soon as it is there."""
     store, encoder = _mine["store"], _mine["encoder"]
     if encoder.fingerprint != fingerprint:

@@ -587,7 +587,7 @@ def test_processes_write_what_one_would(
         store.save()
         encoder = load_encoder(str(tiny_encoder), device="cpu")
         with pytest.raises(NearkinError, match=r"a process cannot begin: cpu: .*gone"):
-            workers.embed_elsewhere(store, encoder, [(0, 0)], tqdm(disable=True), print, ["cpu"])
+            workers.embed_elsewhere(store, encoder, [(0, "part-00000.arrow")], tqdm(disable=True), print, ["cpu"])
 
 
 @pytest.mark.slow
@@ -606,7 +606,7 @@ def test_a_script_need_not_guard_its_main(
 
 
 def test_parts_hold_every_job_once_and_shrink() -> None:
-    jobs = [(number, number) for number in range(1000)]
+    jobs = [(number, f"part-{number:05d}.arrow") for number in range(1000)]
     parts = list(workers._parts(jobs, 4))
     assert [job for part in parts for job in part] == jobs
     sizes = [len(part) for part in parts]

@@ -1,0 +1,109 @@
+"""Share: one machine's part of a build's embedding, where several machines write to one store.
+
+::
+
+    nearkin build STORE --corpus papers=papers.parquet --dry-run     # once: reads the corpus, fits what is to be fitted
+    nearkin build STORE --share 3/8                                  # the third of eight machines
+    nearkin build STORE                                              # once all are done: takes their files in
+
+A share takes every so manyth shard and writes ``share-<text>.arrow`` beside the embeddings, under a name that follows
+from the text alone. It holds no lock and does not touch the manifest, so shares need not know of one another: what a
+build finds in the folder, made of a text that it needs by the encoder that it has, it takes in. One that is killed goes
+on where it stopped, and what a share never did the build does itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from selection.choosing import Wanted, check_wanted, choose_encoder, named_spec, stored_encoder
+from selection.devices import devices_of
+from selection.embedding import embed_here, plan_embedding
+from selection.encoders import cascade_model
+from selection.errors import NearkinError, StoreError
+from selection.files import require_space
+from selection.slugs import check_same, check_version
+from selection.store import Store
+from selection.wording import human_seconds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """What a share did: passages embedded now, those that were there already, seconds."""
+
+    passages: int
+    reused: int
+    seconds: float
+
+
+def embed_share(
+    store: Path | str,
+    number: int,
+    of: int,
+    *,
+    encoder: str | None = None,
+    precision: str | None = None,
+    max_tokens: int | None = None,
+    prompt: str | None = None,
+    device: str | None = None,
+    report: Callable[[str], None] = log.info,
+) -> ShareResult:
+    """Embeds the `number`-th of `of` parts, from 1, of what a store's corpora need; else as `selection.building.build`.
+
+    Raises:
+        NearkinError: the store holds no corpus, the encoder has not been fitted yet, a file changed, the disk is full.
+    """
+    if not 1 <= number <= of:
+        raise NearkinError(f"{number} of {of} is no share: the third of eight is 3 of 8")
+    if cascade_model(encoder) is not None:
+        raise NearkinError("a cascade embeds by static vectors, in minutes: let one machine do it, without --share")
+    if precision == "auto":
+        raise NearkinError("--share needs one precision on every machine: name the one that `--dry-run` chose")
+    if len(devices_of(device)) > 1:
+        raise NearkinError("a share is for one device: give each GPU its own, by --device cuda:0 and so on")
+    opened = Store(store)
+    opened.take_pending()
+    if not opened.manifest.corpora:
+        raise StoreError(
+            f"{opened.path} holds no corpus yet: `nearkin build {opened.path} --corpus NAME=PATH --dry-run` reads it"
+        )
+    wanted = Wanted(encoder, precision, max_tokens, device, prompt=prompt)
+    check_wanted(opened, wanted)
+    spec = named_spec(opened, wanted)
+    seconds = None
+    if spec.is_fitted:
+        entry = opened.manifest.encoders.get(spec.slug)
+        if entry is None or not entry.files:
+            raise StoreError(
+                f"{spec.slug} is fitted to the corpus, by one machine for all: "
+                f"`nearkin build {opened.path} --encoder … --dry-run` does that first"
+            )
+        chosen = stored_encoder(opened, spec.slug, device)
+        check_same(opened, spec.slug, chosen)
+    else:
+        choice = choose_encoder(opened, wanted, report)
+        chosen, seconds = choice.encoder, choice.seconds
+        if encoder is None:
+            check_version(opened, chosen)
+    plan = plan_embedding(opened, chosen.slug, chosen.fingerprint)
+    shards = opened.corpus.shards
+    mine = [at for at in range(len(shards)) if at % of == number - 1]
+    todo = [at for at in plan.todo if at % of == number - 1]
+    rows = sum(shards[at][2].rows for at in todo)
+    about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"
+    report(f"share   {number} of {of}: {rows:,} passages to embed by {chosen.slug}{about}")
+    require_space(opened.path, rows * chosen.dim * 2)
+    jobs = [(at, f"share-{shards[at][2].text[:32]}.arrow") for at in todo]
+    begun = time.perf_counter()
+    with tqdm(total=rows, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
+        embed_here(opened, chosen, jobs, bar, lambda text, file: None)
+    reused = sum(shards[at][2].rows for at in mine) - rows
+    return ShareResult(rows, reused, time.perf_counter() - begun)

@@ -1,0 +1,101 @@
+"""Shares of several machines, taken in by a build, are what one machine would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selection import embedding
+from selection.building import build
+from selection.errors import NearkinError
+from selection.ingest import CorpusSpec
+from selection.querying import query
+from selection.sharing import embed_share
+from selection.store import Store
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def read(passages: pa.Table, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of ten shards, read and not embedded."""
+    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 64)
+    pq.write_table(passages, tmp_path / "docs.parquet", row_group_size=64)
+    spec = [CorpusSpec("docs", str(tmp_path / "docs.parquet"))]
+    build(tmp_path / "one", spec, encoder=str(tiny_encoder))
+    build(tmp_path / "shared", spec, encoder=str(tiny_encoder), dry_run=True)
+    return tmp_path / "shared"
+
+
+def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: Path, task_folder: Path) -> None:
+    before = (read / "manifest.json").read_bytes()
+    code, out, errors = cli("build", read, "--share", "1/3", "--encoder", tiny_encoder)
+    assert code == 0, errors
+    assert "share   1 of 3: 216 passages to embed by tiny-encoder" in out
+    assert "216 passages embedded" in out
+    for number in (2, 3):
+        embed_share(read, number, 3, encoder=str(tiny_encoder))
+    assert (read / "manifest.json").read_bytes() == before
+    assert len(list(read.glob("embeddings/*/share-*.arrow"))) == 10
+    again = embed_share(read, 1, 3, encoder=str(tiny_encoder))
+    assert (again.passages, again.reused) == (0, 216)
+    assert build(read, encoder=str(tiny_encoder)).plan.embedding.passages == 0
+    one = sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))
+    shared = sorted((read / "embeddings").rglob("*.arrow"))
+    assert [path.name for path in shared] == [path.name for path in one]
+    assert [path.read_bytes() for path in shared] == [path.read_bytes() for path in one]
+    assert cli("verify", read)[0] == 0
+    assert len(query(read, task_folder, k=2, limit=3).neighbours) == 6
+
+
+def test_a_build_does_what_a_killed_share_left(
+    read: Path, tiny_encoder: Path, passages: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = embedding.write_vectors, []
+
+    def killed(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "write_vectors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed_share(read, 2, 2, encoder=str(tiny_encoder))
+    first, _ = sorted(read.glob("embeddings/*/share-*.arrow"))
+    first.write_bytes(first.read_bytes()[:-40])  # a disk that lost something
+    plan = build(read, encoder=str(tiny_encoder)).plan.embedding
+    assert plan.reused == 64
+    assert not list(read.glob("embeddings/*/share-*"))
+    assert len(Store(read).manifest.encoders["tiny-encoder"].shards) == 10
+    assert build(read).plan.embedding.passages == 0
+
+
+def test_shares_of_a_fitted_encoder(read: Path, tiny_encoder: Path) -> None:
+    name = f"static:{tiny_encoder}"
+    with pytest.raises(NearkinError, match="is fitted to the corpus, by one machine for all"):
+        embed_share(read, 1, 2, encoder=name)
+    build(read, encoder=name, dry_run=True)
+    done = [embed_share(read, number, 2, encoder=name).passages for number in (1, 2)]
+    assert sum(done) == 600
+    assert build(read, encoder=name).plan.embedding.passages == 0
+
+
+def test_what_no_share_can_do_is_said(read: Path, cli: Cli, tmp_path: Path) -> None:
+    for text in ("4/3", "0/3", "3", "a/b"):
+        with pytest.raises(SystemExit, match="2"):
+            cli("build", read, "--share", text)
+    for more, sentence in (
+        (("--dry-run",), "leave --dry-run to other builds"),
+        (("--precision", "auto"), "one precision on every machine"),
+        (("--encoder", "cascade"), "let one machine do it"),
+        (("--device", "cpu,cpu"), "a share is for one device"),
+    ):
+        code, _, errors = cli("build", read, "--share", "1/3", *more)
+        assert (code, sentence in errors) == (1, True), errors
+    (tmp_path / "empty").mkdir()
+    assert "is not a store" in cli("build", tmp_path / "empty", "--share", "1/3")[2]
