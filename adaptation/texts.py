@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.errors import InputError
+from selection.guard import normalise
 from selection.reading import is_blank, read_table, texts_of
 from selection.task import read_task
 
 AUGMENTATION_FILE = "augmentation.parquet"
 MOST_HELD_OUT = 1000
+BLOCK = 65_536
 PIECE_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("length", pa.int32()), ("text_row", pa.int64())])
 WORD_FIELD = pa.field("words", pa.list_(pa.int32()))
 
@@ -65,7 +67,7 @@ def read_training_text(
     """Reads files, task folders and augmentation folders into one column of distinct texts.
 
     Of a task folder only the train split is read; a text that is also one of its dev or test texts, from whichever
-    source, is left out.
+    source, is left out, case, spacing and punctuation aside as by the guard of sets.
 
     Args:
         paths: text, csv, jsonl, parquet or arrow files with a ``text`` column; task folders; augmentation folders.
@@ -87,16 +89,22 @@ def read_training_text(
         sources.append(Source(str(path), kind, len(texts)))
     everything = _chunks(columns)
     distinct = pa.chunked_array([everything.unique()])
-    allowed = distinct.filter(pc.invert(pc.is_in(distinct, _chunks(forbidden).unique())))
+    allowed = distinct.filter(pc.invert(pc.is_in(_compared(distinct), _compared(_chunks(forbidden)).unique())))
     if held_out_file is not None:
         measured = pa.chunked_array([_texts_of_file(held_out_file).unique()])
-        train = allowed.filter(pc.invert(pc.is_in(allowed, measured.combine_chunks())))
+        train = allowed.filter(pc.invert(pc.is_in(_compared(allowed), _compared(measured).unique())))
     else:
         train, measured = _hold_out(allowed, held_out, seed)
     if len(train) == 0:
         raise InputError(f"{join_paths(paths)}: no text is left to train on once held-out, dev and test texts are out")
     taken = 0 if held_out_file is None else len(allowed) - len(train)
     return TrainingText(train, measured, sources, len(everything) - len(distinct), len(distinct) - len(allowed) + taken)
+
+
+def _compared(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The guard's form of each, a block at a time, so that what is folded on the way stays small."""
+    blocks = [texts.slice(start, BLOCK) for start in range(0, len(texts), BLOCK)]
+    return pa.chunked_array([normalise(block) for block in blocks], pa.large_string())
 
 
 def join_paths(paths: Sequence[Path | str]) -> str:
