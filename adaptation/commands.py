@@ -79,7 +79,13 @@ def _register_adapt(subparsers: Subparsers) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the adapted model")
     add("--epochs", type=int, default=usual.epochs, metavar="N", help="passes over the text (default %(default)s)")
     add("--steps", type=int, metavar="N", help="optimiser steps, instead of --epochs")
-    add("--batch-size", type=int, default=usual.batch_size, metavar="N", help="texts a step (default %(default)s)")
+    add(
+        "--batch-size",
+        type=int,
+        default=usual.batch_size,
+        metavar="N",
+        help="pieces a step (default %(default)s)",
+    )
     add(
         "--micro-batch", type=int, default=usual.micro_batch, metavar="N",
         help="texts in memory at once on a device; smaller where memory is short (default %(default)s)",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selection.commands import add_command, positive, seed
+from selection.gate import NEAR
 from selection.wording import human_seconds
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ ABOUT = """\
 Run phases of adaptive pretraining end to end: select, train the masked LM, measure its loss, finetune, F1 over seeds.
 
 A phase is parts joined by +, each trained from the model before it: none, TAPT, DAPT, DAPT+TAPT, kNN-TAPT or
-50NN-TAPT (any number), RAND-TAPT, Curated-TAPT, DAPT+Curated, Transfer-TAPT, not-DAPT, and METHOD-TAPT with any method
-of `nearkin select`, as dsir-TAPT or mix:knn=0.8,random=0.2-TAPT. docs/recipes.md tells what each trains on.
+50NN-TAPT (any number), RAND-TAPT, Curated-TAPT, DAPT+Curated, Transfer-TAPT, not-DAPT, TLM, and METHOD-TAPT with any
+method of `nearkin select`, as dsir-TAPT or mix:knn=0.8,random=0.2-TAPT; unguarded-METHOD-TAPT without the leak guard.
+docs/recipes.md tells what each trains on.
 
 A recipe is a TOML file with the same names as the options here, and tables [adapt], [dapt] and [finetune] with the
-settings of `nearkin adapt` and `nearkin finetune`; options win over the file. Each step is kept by the fingerprint of
+settings of `nearkin adapt` and `nearkin finetune` by their Python names (learning_rate for --lr, max_steps for --steps;
+docs/recipes.md lists them); options win over the file. Each step is kept by the fingerprint of
 what went into it: the same command goes on where it was stopped, and redoes only what a change touches.
 """
 EXAMPLE = """
@@ -34,7 +37,7 @@ nearkin run --preset quick --phases none TAPT kNN-TAPT dsir-TAPT --model all-Min
 """
 OPTIONS = (
     "phases", "model", "task", "store", "out", "preset", "seeds", "seed", "k", "tokens", "docs", "domain", "unrelated",
-    "curated", "transfer", "encoder",
+    "curated", "transfer", "encoder", "near",
 )  # fmt: skip
 
 
@@ -62,6 +65,7 @@ def register(subparsers: Subparsers) -> None:
     add("--curated", metavar="FILE", help="Curated-TAPT's passages")
     add("--transfer", metavar="DIR", help="the task of Transfer-TAPT")
     add("--encoder", metavar="E", help="which of the store's encoders, where it has several")
+    add("--near", choices=NEAR, help="what sets leave out beside equal texts, as in nearkin select (default: ngrams)")
     add("--cache", type=Path, metavar="DIR", help="where steps are kept, to be shared by recipes (default: OUT/steps)")
     add("--dry-run", action="store_true", help="print the steps and what they will take, and stop")
 
