@@ -36,6 +36,7 @@ from selection.store import CorpusEntry, FileEntry, Store
 log = logging.getLogger(__name__)
 
 HUB = "hf://"
+REPEATED_BYTES = 1 << 30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -333,6 +334,10 @@ def _pieces(batches: Iterator[pa.RecordBatch], column: str, path: Path) -> Itera
             yield batch.slice(start, stop - start)
 
 
+def _cut(batches: Iterator[tuple[Path, pa.RecordBatch]], column: str) -> Iterator[tuple[Path, pa.RecordBatch]]:
+    return ((path, piece) for path, batch in batches for piece in _pieces(iter([batch]), column, path))
+
+
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
     if not shards:
         left = f"{blank} blank and {filtered} left out by --where" if blank or filtered else "no rows at all"
@@ -351,7 +356,7 @@ def _convert(
     with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         parts = _PartWriter(folder)
         with closing(parts):
-            for path, batch in batches:
+            for path, batch in _cut(batches, spec.text_column):
                 numbers = np.arange(row, row + len(batch), dtype=np.int64)
                 passage = passages(batch, spec.text_column, spec.name, numbers, path)
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
@@ -440,18 +445,25 @@ class _Chunker:
         self._splitter = TextSplitter.from_huggingface_tokenizer_str(tokenizer.to_str(), spec.chunk or 0)
 
     def split(self, table: pa.Table) -> pa.Table:
-        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id."""
+        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id.
+
+        What a row has beside its text is repeated for each of its pieces, in chunks whose 32-bit offsets suffice.
+        """
         pieces = pa.array(self._splitter.chunk_all(table.column("text").to_pylist()), pa.list_(pa.large_string()))
         parents = pc.list_parent_indices(pieces)
         starts = np.repeat(pieces.offsets.to_numpy()[:-1], np.diff(pieces.offsets.to_numpy()))
         number = pa.array(np.arange(len(parents)) - starts).cast(pa.string())
-        repeated = table.take(parents)
+        others = table.drop_columns(["text"])
+        rows = max(1, REPEATED_BYTES // max(1, others.nbytes))  # a row is no wider than all of them
+        parts = [others.take(parents.slice(start, rows)) for start in range(0, len(parents), rows)]
+        repeated = pa.concat_tables([others.slice(0, 0), *parts])
         ids = repeated.column("id")
         columns = {name: repeated.column(name) for name in repeated.schema.names}
         columns["id"] = pc.binary_join_element_wise(ids, number, "#")
         columns["text"] = pieces.flatten()
         columns["parent"] = ids
-        return pa.table(columns)
+        order = [*table.schema.names, *(name for name in columns if name not in table.schema.names)]
+        return pa.table({name: columns[name] for name in order})
 
 
 def _any_batches(path: Path) -> Iterator[pa.RecordBatch]:

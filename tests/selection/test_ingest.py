@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,57 @@ def test_chunks_are_short_and_lose_no_character(passages: pa.Table, tmp_path: Pa
         mine = part.filter(pc.equal(part["parent"], f"d{i}"))
         assert "".join("".join(mine["text"].to_pylist()).split()) == "".join(text.split())
         assert mine["id"].to_pylist() == [f"d{i}#{n}" for n in range(mine.num_rows)]
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that Arrow holds at once while `run` runs."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        run()
+    finally:
+        pa.set_memory_pool(before)
+    return int(pool.max_memory())
+
+
+def test_long_documents_are_not_copied_for_each_of_their_pieces(passages: pa.Table, tmp_path: Path) -> None:
+    text = " ".join(passages["text"].to_pylist())[:200_000]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for _ in range(2)))
+    peak = peak_bytes(lambda: scan(tmp_path, tmp_path / "a.jsonl", chunk=48))
+    part = pq.read_table(tmp_path / "store/corpus/c/part-00000.parquet")
+    assert part.num_rows > 1000
+    assert peak < 50 * len(text) < part.num_rows * len(text)
+
+
+def test_documents_are_chunked_some_bytes_at_a_time(
+    passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what stands beside a text is repeated in pieces that Arrow's offsets can count."""
+    texts = [" ".join(passages["text"].slice(i, 5).to_pylist()) for i in range(0, 100, 5)]
+    table = pa.table({"text": texts, "note": [f"note {i}" * 40 for i in range(20)], "n": range(20)})
+    pq.write_table(table, tmp_path / "long.parquet")
+    scan(tmp_path / "one", tmp_path / "long.parquet", chunk=48)
+    monkeypatch.setattr(module, "SHARD_BYTES", 4 * 8000)
+    monkeypatch.setattr(module, "REPEATED_BYTES", 4000)
+    given: list[int] = []
+    split = module._Chunker.split
+
+    def watched(self: module._Chunker, part: pa.Table) -> pa.Table:
+        given.append(len("".join(part["text"].to_pylist()).encode()))
+        cut = split(self, part)
+        assert max(chunk.nbytes for chunk in cut["note"].chunks) <= 4000
+        return cut
+
+    monkeypatch.setattr(module._Chunker, "split", watched)
+    scan(tmp_path / "many", tmp_path / "long.parquet", chunk=48)
+    assert len(given) > 2
+    assert max(given) < 8000 + max(len(text.encode()) for text in texts)
+    whole, parts = (
+        pa.concat_tables(pq.read_table(part) for part in sorted((tmp_path / name).rglob("part-*.parquet")))
+        for name in ("one", "many")
+    )
+    assert whole.equals(parts)
 
 
 def test_a_sentence_that_fits_is_not_cut(tmp_path: Path) -> None:
