@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,49 @@ def test_a_large_row_group_is_read_once(passages: pa.Table, tmp_path: Path, monk
     read.clear()
     corpus.texts(1)
     assert sum(read) == 128
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("group", [1000, 90, 7])
+def test_long_rows_come_in_small_batches_and_shards_stay_what_they_were(
+    kind: str, group: int, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_ROWS", 64)
+    monkeypatch.setattr(module, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    draws = np.random.default_rng(0)
+    repeats = np.repeat(draws.choice([1, 1, 1, 30], 30), 20)  # here and there a run of long ones
+    texts = [" ".join([text] * n) for text, n in zip(passages["text"].to_pylist(), repeats.tolist(), strict=True)]
+    texts[70:75] = [None, "", " ", None, ""]
+    path = tmp_path / f"a.{kind}"
+    table = pa.table({"text": texts, "n": range(600)})
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=group, use_dictionary=False, data_page_size=1000)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=group)
+    before = scan(tmp_path / "before", path)[1]
+    monkeypatch.setattr("selection.columnar.BATCH_BYTES", 12_000)
+    file = open_columnar(path)
+    sizes = [len(batch) for batch in file.batches(0, file.rows, None)]
+    assert sum(sizes) == 600
+    assert min(sizes) < min(32, group)
+    after = scan(tmp_path / "after", path)[1]
+    assert after.shards == [replace(a, keep=b.keep) for a, b in zip(before.shards, after.shards, strict=True)]
+    assert (after.blank, len(after.shards) > 10) == (before.blank, True)
+
+
+def test_a_batch_of_books_is_some_megabytes(tmp_path: Path) -> None:
+    books = pa.table({"text": ["word " * 80_000] * 120, "n": range(120)})
+    pq.write_table(books, tmp_path / "a.parquet", use_dictionary=False)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), books.schema) as writer:
+        writer.write_table(books)
+    for name in ("a.parquet", "a.arrow"):
+        file = open_columnar(tmp_path / name)
+        batches = list(file.batches(0, file.rows, ["text"]))
+        assert max(batch.nbytes for batch in batches) <= 16 << 20
+        assert pa.Table.from_batches(batches).equals(books.select(["text"]))
+        assert [len(batch) for batch in file.batches(0, file.rows, ["n"])] == [120]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
