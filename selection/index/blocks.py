@@ -23,7 +23,7 @@ from selection.files import atomic_write
 from selection.index import load_faiss
 from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Kind, Vectors
-from selection.index.kmeans import nearest_centroids
+from selection.index.kmeans import nearest_centroids, rows_at_once
 from selection.index.ranking import Ids, Ranking, Scores
 from selection.store import IndexBlock, IndexEntry, Store
 
@@ -229,8 +229,9 @@ def search_lists(
 def _coarse(queries: Vectors, centroids: Vectors, lists: npt.NDArray[np.int64]) -> Scores:
     """Inner products float32 [n, count] of queries with their lists' centroids."""
     out = np.empty(lists.shape, dtype=np.float32)
-    for start in range(0, len(queries), 1024):
-        part = slice(start, start + 1024)
+    rows = min(1024, rows_at_once(len(centroids)))
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
         out[part] = np.take_along_axis(queries[part] @ centroids.T, lists[part], axis=1)
     return out
 

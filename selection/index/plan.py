@@ -22,7 +22,7 @@ from selection.index import trial
 from selection.index.blocks import AT, BLOCK_BYTES, CANDIDATES_HELD, in_batch
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
 from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind, Vectors
-from selection.index.kmeans import ITERATIONS
+from selection.index.kmeans import ITERATIONS, rows_at_once
 from selection.index.pilot import FEW_LISTS, LENGTHS, Pilot, Reach, drawn
 from selection.index.tune import DEPTHS, PROBES, share_of_lists
 from selection.memory import current_memory
@@ -274,6 +274,9 @@ class _Planner:
         shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
         search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
         points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0
+        if lists:
+            scores = rows_at_once(lists) * lists * 4
+            search, points = search + 4 * scores, points + scores
         least = now + shard + max(search, points + (LEAST_BLOCK if size else 0))
         limit = self.limit
         if least > limit:

@@ -20,6 +20,8 @@ from selection.index.pilot import Pilot, drawn
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
+from selection.index.trial import unit_vectors
+from selection.index.tune import Probes, list_ranks
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
@@ -320,6 +322,45 @@ def test_centroids_are_those_of_lloyds_algorithm() -> None:
         mine = points[which == number].sum(axis=0)
         np.testing.assert_allclose(found[number], mine / np.linalg.norm(mine), atol=0.02)
     np.testing.assert_array_equal(nearest_centroids(points, found, 3)[:, 0], which)
+
+
+class Watched:
+    """Vectors that remember how many were asked for at once."""
+
+    def __init__(self, vectors: npt.NDArray[np.float32]) -> None:
+        self.vectors, self.most = vectors, 0
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
+        self.most = max(self.most, len(self.vectors[rows]))
+        return self.vectors[rows]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_scores_of_very_many_lists_are_held_for_few_vectors_at_once(count: int) -> None:
+    lists = 40_000
+    centroids, queries = unit_vectors(lists, 4), unit_vectors(700, 4, 1)
+    watched = Watched(queries)
+    found = nearest_centroids(watched, centroids, count)  # type: ignore[arg-type]
+    assert 64 <= watched.most <= (64 << 20) // (4 * lists) < len(queries)
+    parts = [nearest_centroids(queries[start : start + 100], centroids, count) for start in range(0, 700, 100)]
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_less_memory_for_scores_changes_no_centroid_and_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.repeat(unit_vectors(30, 16), 40, axis=0)  # fewer places than lists: some are empty
+    neighbours, probes = points[:600].reshape(60, 10, 16), Probes(unit_vectors(60, 16, 2), np.arange(60), np.empty(0))
+    first = spherical_kmeans(points, 50)
+    ranks = list_ranks(probes, neighbours, first)
+    for name, value in {"SCORE_BYTES": 1, "LEAST_ROWS": 64, "ROWS": 64}.items():
+        monkeypatch.setattr(f"selection.index.kmeans.{name}", value)
+    np.testing.assert_array_equal(spherical_kmeans(points, 50), first)
+    np.testing.assert_array_equal(list_ranks(probes, neighbours, first), ranks)
+    order = np.argsort(-(probes.queries @ first.T), axis=1)
+    home = nearest_centroids(points[:600], first)[:, 0].reshape(60, 10)
+    np.testing.assert_array_equal(ranks, (order[:, None] == home[:, :, None]).argmax(axis=2) + 1)
 
 
 def test_each_query_is_its_own_nearest_when_it_is_in_the_corpus(
