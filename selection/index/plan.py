@@ -250,7 +250,10 @@ class _Planner:
         return trial.lists(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2])
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float, int]:
-        """(lists, how many of them are visited, times k that are scored again): what takes least time in all."""
+        """(lists, how many of them are visited, times k that are scored again): what takes least time in all.
+
+        Of what fits into memory; where nothing does, what takes least of it.
+        """
         lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
         guess = lists, max(1.0, lists / 30), kind.rerank[len(kind.rerank) // 2]
         if self.embeddings is None or self.rows < FEW_LISTS * min(LENGTHS) * 4:
@@ -264,31 +267,39 @@ class _Planner:
             return guess
         rerank = self._pilot.rerank(kind, self.wanted.min_recall / target if target else 0.0, self.rows)
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
+        needs = [self._least(lists, True) for lists, _ in options]
+        least = max(self.limit, min(needs))
+        options = [option for option, need in zip(options, needs, strict=True) if need <= least]
         taken = [self._filling(kind, n) + self._searching(kind, n, seen, rerank, queries) for n, seen in options]
         lists, visited = options[int(np.argmin(taken))]
         return lists, visited, rerank
 
     def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""
-        now = self.now
-        shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
-        search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
-        points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0
-        if lists:
-            scores = rows_at_once(lists) * lists * 4
-            search, points = search + 4 * scores, points + scores
-        least = now + shard + max(search, points + (LEAST_BLOCK if size else 0))
-        limit = self.limit
-        if least > limit:
+        least = self._least(lists, size > 0)
+        if least > self.limit:
             raise NearkinError(
                 f"{kind.name} search of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
-                f"memory and {human_bytes(limit)} are allowed: give it that with --max-memory"
+                f"memory and {human_bytes(self.limit)} are allowed: give it that with --max-memory"
             )
-        room = limit - now - shard - points
+        fixed, search, training = self._parts(lists, size > 0)
         most = size if kind.name == "hnsw" else BLOCK_BYTES  # one graph is searched faster than two
-        block = min(most, size, int(room / 1.5))
-        peak = now + shard + max(search, points + int(1.5 * block))
-        return (peak if now else None), block
+        block = min(most, size, int((self.limit - fixed - training) / 1.5))
+        peak = fixed + max(search, training + int(1.5 * block))
+        return (peak if self.now else None), block
+
+    def _least(self, lists: int, written: bool) -> int:
+        """Bytes of this process without which nothing of the kind can be had."""
+        fixed, search, training = self._parts(lists, written)
+        return fixed + max(search, training + (LEAST_BLOCK if written else 0))
+
+    def _parts(self, lists: int, written: bool) -> tuple[int, int, int]:
+        """Bytes at all times, of searching, and of making an index that is written, its blocks left out."""
+        fixed = self.now + SHARD_ROWS * self.dim * (4 + 4 + 2)
+        search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
+        scores = rows_at_once(lists) * lists * 4
+        points = training_points(self.rows, lists) * self.dim * 4 * 2 if written else 0
+        return fixed, search + 4 * scores, points + scores
 
 
 def limit_up(size: int) -> int:
