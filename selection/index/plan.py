@@ -122,6 +122,7 @@ def plan_index(
     folder: Path = Path(),
     embeddings: Embeddings | None = None,
     examples: Vectors | None = None,
+    device: str | None = None,
 ) -> IndexPlan:
     """Chooses the index for `rows` vectors of `dim` dimensions.
 
@@ -129,13 +130,14 @@ def plan_index(
         folder: where it will be written, whose disk is tried.
         embeddings: where they exist, a sample of them says how many lists there should be; else a guess does.
         examples: float32 [n, dim], a task's, who will be among those that ask.
+        device: where exact search will run, and is tried; see `selection.index.exact.stream_search`.
 
     Raises:
         NearkinError: unknown kind, or one that cannot be had within the limits.
     """
     if wanted.kind not in KINDS:
         raise NearkinError(f"unknown index kind {wanted.kind!r}: choose one of {', '.join(KINDS)}")
-    planner = _Planner(rows, dim, wanted, folder, embeddings, examples)
+    planner = _Planner(rows, dim, wanted, folder, embeddings, examples, device)
     if wanted.kind != "auto":
         asked = planner.plan(BY_NAME[wanted.kind], "as asked")
         if wanted.max_seconds is not None and asked.seconds > wanted.max_seconds:
@@ -167,9 +169,10 @@ class _Planner:
         folder: Path,
         embeddings: Embeddings | None,
         examples: Vectors | None,
+        device: str | None,
     ) -> None:
         self.rows, self.dim, self.wanted, self.folder = rows, dim, wanted, folder
-        self.embeddings, self.examples = embeddings, examples
+        self.embeddings, self.examples, self.device = embeddings, examples, device
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
         self.now = current_memory() or 0  # before the trials take some for themselves
         self._pilot: Pilot | None = None
@@ -182,7 +185,7 @@ class _Planner:
                 "choose another kind of index"
             )
         size = self.rows * kind.bytes(self.dim)
-        pair, again = trial.pair_seconds(self.dim)
+        pair, again = trial.pair_seconds(self.dim, self.device)
         queries = self.wanted.queries
         exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
@@ -239,7 +242,7 @@ class _Planner:
         """Seconds to find the settings that are promised (`selection.index.tune`)."""
         groups = [min(PROBES, self.rows)] + ([] if self.examples is None else [min(PROBES, len(self.examples))])
         depth = max(DEPTHS) + 1
-        pair, again = trial.pair_seconds(self.dim)
+        pair, again = trial.pair_seconds(self.dim, self.device)
         exactly = sum(groups) * (self.rows * pair + trial.candidates(self.rows, depth) * again)
         ranking = sum(groups) / 2 * depth * (lists * trial.centroid_seconds(self.dim) + trial.again_seconds(self.dim))
         tried = [step for step in kind.rerank if step <= rerank]
@@ -258,7 +261,7 @@ class _Planner:
         guess = lists, max(1.0, lists / 30), kind.rerank[len(kind.rerank) // 2]
         if self.embeddings is None or self.rows < FEW_LISTS * min(LENGTHS) * 4:
             return guess
-        self._pilot = self._pilot or Pilot(drawn(self.embeddings), self.examples)
+        self._pilot = self._pilot or Pilot(drawn(self.embeddings), self.examples, device=self.device)
         target = share_of_lists(kind, self.wanted.min_recall)
         if target not in self._reaches:
             self._reaches[target] = self._pilot.reaches(target)

@@ -46,8 +46,18 @@ class Probes:
         return Probes(self.queries[which], self.own[which], self.exact[which])
 
 
-def draw_probes(embeddings: Embeddings, extra: Vectors | None, seed: int, tick: Callable[[int], object]) -> Probes:
-    """Up to `PROBES` passages, and of `extra` queries as many, in random order, with their exact neighbours."""
+def draw_probes(
+    embeddings: Embeddings,
+    extra: Vectors | None,
+    seed: int,
+    tick: Callable[[int], object],
+    device: str | None = None,
+) -> Probes:
+    """Up to `PROBES` passages, and of `extra` queries as many, in random order, with their exact neighbours.
+
+    Args:
+        device: where these are searched, see `selection.index.exact.stream_search`.
+    """
     rng = np.random.default_rng(seed)
     own = rng.choice(len(embeddings), min(PROBES, len(embeddings)), replace=False)
     queries = embeddings.take(own)
@@ -57,7 +67,7 @@ def draw_probes(embeddings: Embeddings, extra: Vectors | None, seed: int, tick: 
         own = np.concatenate([own, np.full(len(some), -1)])
     order = rng.permutation(len(queries))
     queries, own = np.ascontiguousarray(queries[order]), own[order]
-    _, found = stream_search(embeddings, queries, max(DEPTHS) + 1, tick=tick)
+    _, found = stream_search(embeddings, queries, max(DEPTHS) + 1, device, tick)
     return Probes(queries, own, without(found, own, max(DEPTHS)))
 
 

@@ -14,6 +14,8 @@ import pytest
 from selection.building import build, verify
 from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
+from selection.index import trial
+from selection.index.build import build_index
 from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.pilot import Pilot, drawn
@@ -488,3 +490,22 @@ def test_a_batch_by_lists_finds_what_one_by_one_does(
     capsys.readouterr()
     assert Searcher(opened, "tiny-encoder").search(queries, 7).equals(alone)
     assert capsys.readouterr().out == ""
+
+
+def test_a_plan_and_an_index_search_on_the_device_that_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Store(store)
+    embeddings, asked = Embeddings(opened, "tiny-encoder"), list[str | None]()
+
+    def devices(device: str | None) -> list[str]:
+        asked.append(device)
+        return ["cpu"]
+
+    monkeypatch.setattr("selection.index.exact.search_devices", devices)
+    monkeypatch.setattr("selection.index.pilot.LENGTHS", (16,))
+    monkeypatch.setattr("selection.index.plan.LENGTHS", (1,))
+    trial.pair_seconds.cache_clear()
+    plan = plan_index(600, 32, IndexWanted("ivf", 0.5), store, embeddings, device="cpu")
+    with opened.lock():
+        build_index(opened, "tiny-encoder", plan, device="cpu")
+    assert len(asked) > 3
+    assert set(asked) == {"cpu"}

@@ -51,7 +51,7 @@ def test_coarser_codes_and_larger_corpora_ask_for_more_candidates(kind: str) -> 
 
 
 def test_a_limit_that_the_kind_asked_for_does_not_keep_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "pair_seconds", lambda dim: (1e-9, 1e-9))
+    monkeypatch.setattr(trial, "pair_seconds", lambda *arguments: (1e-9, 1e-9))
     wanted = IndexWanted("stream", max_seconds=1.0)
     assert plan_index(10_000, 32, wanted).why == "as asked"
     assert plan_index(10_000_000, 32, wanted).why == "as asked, which does not fit into 1.0 s"
@@ -62,13 +62,13 @@ def lists_plan(monkeypatch: pytest.MonkeyPatch, memory: int) -> IndexPlan:
     reaches = [Reach(length, 10.0, 65_536, 0.5) for length in LENGTHS]
     pilot = SimpleNamespace(reaches=lambda target: reaches, rerank=lambda *arguments: 1)
     monkeypatch.setattr("selection.index.plan.drawn", lambda embeddings: None)
-    monkeypatch.setattr("selection.index.plan.Pilot", lambda *arguments: pilot)
+    monkeypatch.setattr("selection.index.plan.Pilot", lambda *arguments, **options: pilot)
     monkeypatch.setattr("selection.index.plan.current_memory", lambda: 0)
     some: Any = object()
     for name in ("_filling", "_measuring"):
         monkeypatch.setattr(_Planner, name, lambda *arguments: 0.0)
     monkeypatch.setattr(_Planner, "_searching", lambda self, kind, lists, *rest: 1e9 / lists)
-    monkeypatch.setattr(trial, "pair_seconds", lambda dim: (1e-9, 1e-9))
+    monkeypatch.setattr(trial, "pair_seconds", lambda *arguments: (1e-9, 1e-9))
     return plan_index(50_000_000, 32, IndexWanted("ivf", max_memory=memory), embeddings=some)
 
 
