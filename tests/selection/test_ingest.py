@@ -416,6 +416,24 @@ def test_line_breaks_and_quotes_in_texts_of_a_csv_wherever_they_lie(
     assert found == texts
 
 
+@pytest.mark.parametrize("lines", [5, 120_000])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"a,1,2", "3 columns, and the first line has 2; mend"),
+        (b'"two\nlines"', "1 columns, and the first line has 2; mend"),
+        (b'"x"y,1', "broken CSV .*; mend"),
+        (b"\xff,1", "not valid UTF-8"),
+    ],
+)
+def test_a_broken_row_of_a_csv_is_named_wherever_it_lies(lines: int, row: bytes, reason: str, tmp_path: Path) -> None:
+    """Past the first rows DuckDB's errors come as Arrow's."""
+    rows = [b"text,n", b'"of two\nlines",0', *[b"some text,1"] * (lines - 4), row, b"some text,2", b""]
+    (tmp_path / "a.csv").write_bytes(b"\n".join(rows))
+    with pytest.raises(InputError, match=rf"a\.csv, line {lines}: {reason}"):
+        list(reading.read_batches(tmp_path / "a.csv"))
+
+
 def test_names_that_look_like_patterns_and_links(small: pa.Table, tmp_path: Path) -> None:
     (tmp_path / "data1.jsonl").write_text('{"text": "the other"}\n')
     (tmp_path / "data[1].jsonl").write_text('{"text": "this one"}\n')
