@@ -509,3 +509,27 @@ def test_a_plan_and_an_index_search_on_the_device_that_is_named(store: Path, mon
         build_index(opened, "tiny-encoder", plan, device="cpu")
     assert len(asked) > 3
     assert set(asked) == {"cpu"}
+
+
+def test_an_index_is_read_into_memory_where_it_cannot_be_mapped(
+    store: Path, task_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+    import pyarrow.parquet as pq
+
+    index(store, "ivf")
+    mapped = query(store, task_folder, 5).neighbours
+    real, flags = faiss.read_index, list[int]()
+
+    def read(path: str, flag: int = 0) -> object:
+        flags.append(flag)
+        return real(path, flag)
+
+    monkeypatch.setattr("selection.index.blocks.MAPPED", False)
+    monkeypatch.setattr(faiss, "read_index", read)
+    assert query(store, task_folder, 5).neighbours.equals(mapped)
+    pq.write_table(pq.read_table(corpus_file).slice(5, 90), tmp_path / "more.parquet")
+    build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))], index="ivf")  # a block beside the first
+    assert len(blocks_of(store, "ivf")) == 2
+    assert query(store, task_folder, 5).neighbours.num_rows == mapped.num_rows
+    assert set(flags) == {0}
