@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pyarrow.compute as pc
 import pytest
 
 from selection.building import build, verify
+from selection.doctor import doctor
 from selection.embedding import Embeddings
-from selection.errors import NearkinError, StoreError
-from selection.index import trial
+from selection.errors import MissingPackageError, NearkinError, StoreError
+from selection.index import load_faiss, trial
 from selection.index.build import build_index
 from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
@@ -533,3 +535,21 @@ def test_an_index_is_read_into_memory_where_it_cannot_be_mapped(
     assert len(blocks_of(store, "ivf")) == 2
     assert query(store, task_folder, 5).neighbours.num_rows == mapped.num_rows
     assert set(flags) == {0}
+
+
+@pytest.mark.parametrize(
+    "fault", ["ImportError('numpy.core.multiarray\\nfailed to import')", "AttributeError('_ARRAY_API')"]
+)
+def test_a_faiss_that_cannot_be_imported_is_told_in_one_line(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faiss").mkdir()
+    (tmp_path / "faiss" / "__init__.py").write_text(f"raise {fault}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    with pytest.raises(MissingPackageError, match=r"installed and cannot be imported \((numpy\.core|_ARRAY_API)"):
+        load_faiss()
+    [(finding, good)] = [(finding, good) for what, finding, good in doctor() if what == "faiss"]
+    assert not good
+    assert "cannot be imported" in finding
+    assert "\n" not in finding
