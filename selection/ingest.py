@@ -105,6 +105,18 @@ def find_files(location: str) -> list[Path]:
     return files
 
 
+def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
+    """Files that a corpus's folder or glob has now and had not when it was read; none where it is gone altogether."""
+    location = str(entry.spec["location"])
+    if location.startswith(HUB):
+        return []
+    known = {file.path for file in entry.sources}
+    try:
+        return [file for file in find_files(location) if store.relative(file) not in known]
+    except InputError:
+        return []
+
+
 def _files_under(folder: Path) -> Iterator[Path]:
     """Every file, those behind symbolic links to other folders too; no folder twice."""
     seen = {os.path.realpath(folder)}

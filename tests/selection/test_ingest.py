@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from selection import reading
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
-from selection.ingest import CorpusSpec, find_files, ingest, parse_corpus
+from selection.ingest import CorpusSpec, find_files, ingest, new_files, parse_corpus
 from selection.store import CorpusEntry, Store
 from selection.tokens import count_tokens
 
@@ -341,6 +342,31 @@ def test_a_scan_is_reused_until_a_file_changes(small: pa.Table, tmp_path: Path) 
         assert ingest(store, CorpusSpec("c", str(path))) is store.manifest.corpora[0]
         pq.write_table(small.slice(1), path)
         assert ingest(store, CorpusSpec("c", str(path))).passages == first.passages - 1
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl"])
+def test_new_files_of_a_folder_are_seen(pattern: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    store, entry = scan(tmp_path, folder / pattern)
+    (folder / ".hidden.jsonl").write_text("{}")
+    (folder / "a.jsonl").write_text(json.dumps({"text": "another"}))  # what has changed is no new file
+    assert new_files(entry, store) == []
+    (folder / "c.jsonl").write_text(json.dumps({"text": "c"}))
+    assert new_files(entry, store) == [folder / "c.jsonl"]
+    shutil.rmtree(folder)
+    assert new_files(entry, store) == []
+
+
+def test_a_single_file_and_a_hub_dataset_have_no_new_files(small: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    pq.write_table(small, tmp_path / "parts" / "a.parquet")
+    one, hub = scan(tmp_path, tmp_path / "parts" / "a.parquet"), scan(tmp_path / "hub", f"hf://{tmp_path / 'parts'}")
+    pq.write_table(small, tmp_path / "parts" / "b.parquet")
+    for store, entry in (one, hub):
+        assert new_files(entry, store) == []
 
 
 def test_where_sees_rows_and_no_files(small: pa.Table, tmp_path: Path) -> None:
