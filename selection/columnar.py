@@ -32,7 +32,7 @@ class ColumnarFile(Protocol):
         ...
 
     def cut_behind(self, row: int) -> int:
-        """The first row behind `row` where a shard may begin however long rows are: a batch of `BATCH_ROWS` ends there.
+        """The first row behind `row`, of the file, where a shard may begin: a batch of `BATCH_ROWS` would end there.
 
         It depends on the file alone, so that shards stay what they are whatever batches are read.
         """
@@ -113,11 +113,12 @@ class ParquetFile:
             meta = self._file.metadata
             paths = [meta.schema.column(i).path for i in range(meta.num_columns)]
             within = [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{c}.") for c in key or ())]
-            self._batch_rows[key] = []
+            sizes = []
             for number, rows in enumerate(np.diff(self._edges).tolist()):
                 group = meta.row_group(number)
                 size = sum(group.column(i).total_uncompressed_size for i in within) if key else group.total_byte_size
-                self._batch_rows[key].append(batch_rows(rows, size))
+                sizes.append(batch_rows(rows, size))
+            self._batch_rows[key] = sizes  # whole at once: several threads may read the file
         return self._batch_rows[key]
 
 
@@ -148,7 +149,7 @@ class ArrowFile:
         stretch = int(np.searchsorted(self._edges, row, "right")) - 1
         first = int(self._edges[stretch])
         cut = first + ((row - first) // BATCH_ROWS + 1) * BATCH_ROWS
-        return min(cut, int(self._edges[stretch + 1])) if row < self.rows else cut
+        return min(cut, int(self._edges[stretch + 1]))
 
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         first = max(int(np.searchsorted(self._edges, start, "right")) - 1, 0)
