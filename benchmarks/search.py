@@ -8,6 +8,7 @@ was).
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import shutil
 import statistics
@@ -25,7 +26,7 @@ from benchmarks.peers import PEERS
 from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings, write_vectors
-from selection.files import fingerprint
+from selection.files import atomic_write, fingerprint
 from selection.index.exact import stream_search
 from selection.index.kinds import KINDS
 from selection.index.plan import IndexWanted, plan_index
@@ -124,17 +125,16 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
     """One path in this process."""
     store = Store(path)
     queries = np.load(folder / "queries.npy")
-    exact = folder / f"exact-{len(store.corpus)}-{k}.npy"
+    asked = hashlib.sha256(queries.tobytes()).hexdigest()[:8]
+    exact = folder / f"exact-{len(store.corpus)}-{k}-{asked}.npy"
     row: Row = {"path": name, "passages": len(store.corpus), "queries": len(queries), "k": k}
     if name.startswith("nearkin, "):
         made = _nearkin(store, slug, name.removeprefix("nearkin, "), queries, k, rounds, min_recall)
-        if name == "nearkin, stream":
-            np.save(exact, made["ids"])
+        truth = _truth(exact, store, slug, queries, k, made["ids"] if name == "nearkin, stream" else None)
     else:
-        if not exact.exists():
-            np.save(exact, stream_search(Embeddings(store, slug), queries, k)[1])
-        made = _peer(store, slug, name, queries, k, rounds, min_recall, np.load(exact))
-    ids, truth = made.pop("ids"), np.load(exact)
+        truth = _truth(exact, store, slug, queries, k)
+        made = _peer(store, slug, name, queries, k, rounds, min_recall, truth)
+    ids = made.pop("ids")
     total = made["build_s"] + made["search_s"]
     flops = 2.0 * len(store.corpus) * queries.shape[1] * len(queries)
     return {
@@ -154,6 +154,22 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
         "predicted_mb": made.get("predicted_mb"),
         "one_query_ms": made.get("one_query_ms"),
     }
+
+
+def _truth(
+    path: Path,
+    store: Store,
+    slug: str,
+    queries: npt.NDArray[np.float32],
+    k: int,
+    found: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Exact neighbours int64 [n, k], kept at `path`; `found` where they are known."""
+    if not path.exists() or found is not None:
+        ids = stream_search(Embeddings(store, slug), queries, k)[1] if found is None else found
+        with atomic_write(path) as aside, aside.open("wb") as file:
+            np.save(file, ids)
+    return np.asarray(np.load(path))
 
 
 def _nearkin(
@@ -247,12 +263,15 @@ def _mark(store: Store, slug: str) -> str:
 def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:
     """A store of `passages` vectors of this one's, in `folder`; without text, so good for searching alone."""
     source = Embeddings(store, slug)
-    target = Store(folder / f"store-{passages}", create=True)
+    path = folder / f"store-{passages}"
+    if not (path / "manifest.json").exists():  # killed before it was one
+        shutil.rmtree(path, ignore_errors=True)
+    target = Store(path, create=True)
     entry = store.manifest.encoders[slug]
     if slug in target.manifest.encoders and len(Embeddings(target, slug)) == passages:
         return target
-    shutil.rmtree(target.path, ignore_errors=True)
-    target = Store(target.path, create=True)
+    shutil.rmtree(path, ignore_errors=True)
+    target = Store(path, create=True)
     rng = np.random.default_rng(0)
     # Noise of this size leaves MOVED of the cosine.
     noise = np.sqrt(1 / MOVED**2 - 1) / np.sqrt(source.dim)
@@ -265,10 +284,10 @@ def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:
             moved /= np.linalg.norm(moved, axis=1, keepdims=True)
             vectors = np.where((ids < len(source))[:, None], vectors, moved)
             text = f"vectors {start} of {passages}"
-            path = target.path / "embeddings" / slug / f"part-{number:05d}.arrow"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_vectors(path, vectors.astype(np.float16), text, entry.fingerprint)
-            files[text] = target.entry(path, len(ids))
+            part = target.path / "embeddings" / slug / f"part-{number:05d}.arrow"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            write_vectors(part, vectors.astype(np.float16), text, entry.fingerprint)
+            files[text] = target.entry(part, len(ids))
             shards.append(Shard("none", 0, len(ids), len(ids), None, start, text, 0))
         corpus = CorpusEntry("vectors", {"column": "text"}, [], [], 0, 0, shards)
         target.manifest.corpora = [corpus]

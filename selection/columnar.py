@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +18,24 @@ from selection.errors import InputError
 from selection.reading import BATCH_ROWS, kind_of
 
 BUFFER_BYTES = 1 << 20
+BATCH_BYTES = 16 << 20
 
 
 class ColumnarFile(Protocol):
-    """A file of rows that can be streamed from any row on."""
+    """A file of rows that can be streamed from any row on, in batches of about `BATCH_BYTES` where rows are long."""
 
     rows: int
     schema: pa.Schema
 
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         """Record batches of rows [start, stop), with these columns (None: all)."""
+        ...
+
+    def cut_behind(self, row: int) -> int:
+        """The first row behind `row`, of the file, where a shard may begin: a batch of `BATCH_ROWS` would end there.
+
+        It depends on the file alone, so that shards stay what they are whatever batches are read.
+        """
         ...
 
 
@@ -61,6 +69,10 @@ class ParquetFile:
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         self._edges = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.rows = int(self._edges[-1])
+        self._batch_rows: dict[tuple[str, ...] | None, list[int]] = {}
+
+    def cut_behind(self, row: int) -> int:
+        return (row // BATCH_ROWS + 1) * BATCH_ROWS
 
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         stream = self._stream(start, columns)
@@ -86,8 +98,28 @@ class ParquetFile:
             left = _LEFT.pop()
             if left.file is self and left.columns == columns and row <= left.row <= start:
                 return left
-        groups = list(range(first, len(self._edges) - 1))
-        return _Stream(self, row, columns, self._file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns))
+        return _Stream(self, row, columns, self._read(first, columns))
+
+    def _read(self, first: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        """Row groups from `first` on; those that take batches of as many rows together."""
+        sizes = self._sizes(columns)
+        for rows, groups in groupby(range(first, len(sizes)), key=sizes.__getitem__):
+            yield from self._file.iter_batches(rows, row_groups=list(groups), columns=columns)
+
+    def _sizes(self, columns: list[str] | None) -> list[int]:
+        """Rows of a batch of each row group, by the bytes that the file says its columns have unpacked."""
+        key = None if columns is None else tuple(columns)
+        if key not in self._batch_rows:
+            meta = self._file.metadata
+            paths = [meta.schema.column(i).path for i in range(meta.num_columns)]
+            within = [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{c}.") for c in key or ())]
+            sizes = []
+            for number, rows in enumerate(np.diff(self._edges).tolist()):
+                group = meta.row_group(number)
+                size = sum(group.column(i).total_uncompressed_size for i in within) if key else group.total_byte_size
+                sizes.append(batch_rows(rows, size))
+            self._batch_rows[key] = sizes  # whole at once: several threads may read the file
+        return self._batch_rows[key]
 
 
 class ArrowFile:
@@ -113,6 +145,12 @@ class ArrowFile:
             reader = pa.ipc.open_file(source)
             yield from (reader.get_batch(i) for i in range(first, reader.num_record_batches))
 
+    def cut_behind(self, row: int) -> int:
+        stretch = int(np.searchsorted(self._edges, row, "right")) - 1
+        first = int(self._edges[stretch])
+        cut = first + ((row - first) // BATCH_ROWS + 1) * BATCH_ROWS
+        return min(cut, int(self._edges[stretch + 1]))
+
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         first = max(int(np.searchsorted(self._edges, start, "right")) - 1, 0)
         row = int(self._edges[first])
@@ -120,10 +158,19 @@ class ArrowFile:
             if row >= stop:
                 return
             low, high = max(start - row, 0), min(stop - row, len(batch))
-            for at in range(low, high, BATCH_ROWS):
-                part = batch.slice(at, min(BATCH_ROWS, high - at))
-                yield without_views(part if columns is None else part.select(columns))
+            wanted = batch if columns is None else batch.select(columns)
+            rows = batch_rows(len(batch), wanted.nbytes)
+            for at in range(low, high, rows):
+                yield without_views(wanted.slice(at, min(rows, high - at)))
             row += len(batch)
+
+
+def batch_rows(rows: int, size: int) -> int:
+    """How many of `rows` rows with `size` bytes make a batch: `BATCH_ROWS`, halved until they have `BATCH_BYTES`."""
+    most = BATCH_ROWS
+    while most > 1 and most * size > BATCH_BYTES * rows:
+        most //= 2
+    return most
 
 
 def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:

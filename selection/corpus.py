@@ -100,10 +100,10 @@ class Corpus:
             raise IndexError(f"doc_id out of range: the corpus has {len(self)} passages")
         unique, where = np.unique(doc_ids, return_inverse=True)
         schema = pa.schema([PASSAGE.field(name) for name in columns])
-        shard_of = np.searchsorted(self.offsets, unique, "right") - 1
+        edges = np.searchsorted(unique, self.offsets)
         batches: list[pa.RecordBatch] = []
-        for shard in np.unique(shard_of).tolist():
-            batches += self._read(shard, columns, unique[shard_of == shard] - self.offsets[shard])
+        for shard in np.flatnonzero(np.diff(edges)).tolist():
+            batches += self._read(shard, columns, unique[edges[shard] : edges[shard + 1]] - self.offsets[shard])
         return pa.Table.from_batches(batches, schema).take(pa.array(where))
 
     def _read(

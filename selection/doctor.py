@@ -11,6 +11,7 @@ from pathlib import Path
 
 from selection.devices import gpu_count
 from selection.errors import NearkinError
+from selection.index import load_faiss
 from selection.index.plan import memory_of_machine
 from selection.models import DEFAULT_ENCODER, resolve_model
 from selection.versions import version_of
@@ -42,8 +43,11 @@ def _faiss() -> Iterator[tuple[str, str, bool]]:
     if importlib.util.find_spec("faiss") is None:
         yield "faiss", "missing: `pip install 'nearkin[cpu]'`, or 'nearkin[gpu]' on a CUDA machine", False
         return
-    import faiss
-
+    try:
+        faiss = load_faiss()
+    except NearkinError as error:
+        yield "faiss", str(error), False
+        return
     build = faiss.get_compile_options().strip()
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     yield "faiss", f"{faiss.__version__} ({build}), {faiss.omp_get_max_threads()} threads, {gpus} GPUs", True

@@ -1,7 +1,8 @@
 """From what the user names to shards: finds the files, reads each row once, drops blank and filtered ones, cuts shards.
 
 Parquet and Arrow files stay where they are. Everything else (and everything, under ``chunk``) is written once to
-Parquet in the store. Memory is a batch of `BATCH_ROWS` rows and one part of the output, whatever the corpus.
+Parquet in the store. Memory is a batch (`BATCH_ROWS` rows; of Parquet and Arrow files some 16 MB at most) and one part
+of the output, whatever the corpus.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from selection.columnar import open_columnar
+from selection.columnar import ColumnarFile, open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
@@ -36,6 +37,7 @@ from selection.store import CorpusEntry, FileEntry, Store
 log = logging.getLogger(__name__)
 
 HUB = "hf://"
+REPEATED_BYTES = 1 << 30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -103,6 +105,18 @@ def find_files(location: str) -> list[Path]:
     return files
 
 
+def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
+    """Files that a corpus's folder or glob has now and had not when it was read; none where it is gone altogether."""
+    location = str(entry.spec["location"])
+    if location.startswith(HUB):
+        return []
+    known = {file.path for file in entry.sources}
+    try:
+        return [file for file in find_files(location) if store.relative(file) not in known]
+    except InputError:
+        return []
+
+
 def _files_under(folder: Path) -> Iterator[Path]:
     """Every file, those behind symbolic links to other folders too; no folder twice."""
     seen = {os.path.realpath(folder)}
@@ -136,7 +150,9 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     if spec.location.startswith(HUB):
         if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
             return known
-        return _convert(store, spec, [], _hub_batches(spec.location))
+        path = Path(spec.location)
+        pieces = _pieces(_hub_batches(spec.location), spec.text_column, path)
+        return _convert(store, spec, [], ((path, batch, whole) for batch, whole in pieces))
     files = find_files(spec.location)
     unmoved = known and _same(known, spec) and [f.path for f in known.sources] == [store.relative(f) for f in files]
     if known and unmoved and all(store.is_whole(f) for f in [*known.sources, *known.files]):
@@ -144,7 +160,7 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     kinds = {kind_of(f) for f in files}
     if kinds <= COLUMNAR_KINDS and spec.chunk is None:
         return _scan(store, spec, files)
-    batches = ((f, batch) for f in files for batch in _any_batches(f))
+    batches = ((f, batch, whole) for f in files for batch, whole in _any_batches(f, spec.text_column))
     return _convert(store, spec, files, batches)
 
 
@@ -257,14 +273,14 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
             columns = None if spec.where else [spec.text_column]
             cutter = _ShardCutter(store.relative(path), row)
             read = _guarded(path, file.batches(0, file.rows, columns))
-            for batch in _pieces(read, spec.text_column, path):
+            for batch, whole in _pieces(read, spec.text_column, path, file):
                 numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
                 passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
                 blank, filtered = blank + no_text, filtered + left_out
                 cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
                 bar.update(len(batch))
-                if cutter.full:
+                if whole and cutter.full:
                     _collect(cutter, shards, folder)
             _collect(cutter, shards, folder)
             row += file.rows
@@ -323,14 +339,30 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         raise unreadable(path) from error
 
 
-def _pieces(batches: Iterator[pa.RecordBatch], column: str, path: Path) -> Iterator[pa.RecordBatch]:
-    """Batches of long texts in pieces of a quarter shard, since a shard ends between two."""
+def _pieces(
+    batches: Iterator[pa.RecordBatch], column: str, path: Path, file: ColumnarFile | None = None
+) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """Batches in pieces, and of each whether a shard may end behind it: where a whole batch or a quarter shard does.
+
+    Args:
+        batches: all of `file`, from its first row on, however it cuts them; without a file each of them is whole.
+    """
     most = SHARD_BYTES // 4
+    row = seen = 0  # text of this whole batch so far
     for batch in batches:
-        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0).to_numpy()
-        starts = np.flatnonzero(np.diff((np.cumsum(lengths) - lengths) // most, prepend=-1))
-        for start, stop in pairwise(np.append(starts, len(batch))):
-            yield batch.slice(start, stop - start)
+        lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0).to_numpy().astype(np.int64)
+        at = 0
+        while at < len(batch):
+            cut = row + len(batch) if file is None else file.cut_behind(row)
+            count = min(len(batch) - at, cut - row)
+            some = lengths[at : at + count]
+            until = seen + np.cumsum(some)
+            full = np.flatnonzero(until // most > (until - some) // most) + 1
+            for start, stop in pairwise(np.union1d([0, count], full).tolist()):
+                whole = row + stop == cut or stop in full
+                yield batch.slice(at + start, stop - start), whole
+            row, at = row + count, at + count
+            seen = 0 if row == cut else int(until[-1])
 
 
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
@@ -340,7 +372,7 @@ def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtere
 
 
 def _convert(
-    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch]]
+    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch, bool]]
 ) -> CorpusEntry:
     """Writes a corpus to Parquet parts in the store, then scans those like any other."""
     blank = filtered = row = 0
@@ -351,13 +383,13 @@ def _convert(
     with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         parts = _PartWriter(folder)
         with closing(parts):
-            for path, batch in batches:
+            for path, batch, whole in batches:
                 numbers = np.arange(row, row + len(batch), dtype=np.int64)
                 passage = passages(batch, spec.text_column, spec.name, numbers, path)
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
                 blank, filtered, row = blank + no_text, filtered + left_out, row + len(batch)
                 table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
-                parts.write(chunker.split(table) if chunker else table)
+                parts.write(chunker.split(table) if chunker else table, whole)
                 bar.update(len(batch))
         if parts.rows == 0:
             _require_passages(spec, [], blank, filtered)
@@ -374,9 +406,9 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
     for path in parts:
         file = open_columnar(path)
         cutter = _ShardCutter(store.relative(path), row)
-        for batch in _pieces(file.batches(0, file.rows, ["text"]), "text", path):
+        for batch, whole in _pieces(file.batches(0, file.rows, ["text"]), "text", path, file):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
-            if cutter.full:
+            if whole and cutter.full:
                 _collect(cutter, shards, None)
         _collect(cutter, shards, None)
         row += file.rows
@@ -403,15 +435,17 @@ class _PartWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
 
-    def write(self, table: pa.Table) -> None:
-        if table.num_rows == 0:
+    def write(self, table: pa.Table, whole: bool) -> None:
+        """Adds rows; a part may end behind them where they are `whole`."""
+        if table.num_rows:
+            if self._schema is not None and not self._schema.equals(table.schema):
+                self._flush()
+            self._schema = table.schema
+            self._pending.append(table)
+            self._pending_rows += table.num_rows
+            self._pending_bytes += text_bytes(table.column("text"))
+        if not whole:
             return
-        if self._schema is not None and not self._schema.equals(table.schema):
-            self._flush()
-        self._schema = table.schema
-        self._pending.append(table)
-        self._pending_rows += table.num_rows
-        self._pending_bytes += text_bytes(table.column("text"))
         if self._pending_rows >= 4 * SHARD_ROWS or self._pending_bytes >= 2 * SHARD_BYTES:
             self._flush()
 
@@ -440,28 +474,35 @@ class _Chunker:
         self._splitter = TextSplitter.from_huggingface_tokenizer_str(tokenizer.to_str(), spec.chunk or 0)
 
     def split(self, table: pa.Table) -> pa.Table:
-        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id."""
+        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id.
+
+        What a row has beside its text is repeated for each of its pieces, in chunks whose 32-bit offsets suffice.
+        """
         pieces = pa.array(self._splitter.chunk_all(table.column("text").to_pylist()), pa.list_(pa.large_string()))
         parents = pc.list_parent_indices(pieces)
         starts = np.repeat(pieces.offsets.to_numpy()[:-1], np.diff(pieces.offsets.to_numpy()))
         number = pa.array(np.arange(len(parents)) - starts).cast(pa.string())
-        repeated = table.take(parents)
+        others = table.drop_columns(["text"])
+        rows = max(1, REPEATED_BYTES // max(1, others.nbytes))  # a row is no wider than all of them
+        parts = [others.take(parents.slice(start, rows)) for start in range(0, len(parents), rows)]
+        repeated = pa.concat_tables([others.slice(0, 0), *parts])
         ids = repeated.column("id")
         columns = {name: repeated.column(name) for name in repeated.schema.names}
         columns["id"] = pc.binary_join_element_wise(ids, number, "#")
         columns["text"] = pieces.flatten()
         columns["parent"] = ids
-        return pa.table(columns)
+        order = [*table.schema.names, *(name for name in columns if name not in table.schema.names)]
+        return pa.table({name: columns[name] for name in order})
 
 
-def _any_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _any_batches(path: Path, column: str) -> Iterator[tuple[pa.RecordBatch, bool]]:
     if kind_of(path) in COLUMNAR_KINDS:
         file = open_columnar(path)
-        return _guarded(path, file.batches(0, file.rows, None))
-    return read_batches(path)
+        return _pieces(_guarded(path, file.batches(0, file.rows, None)), column, path, file)
+    return _pieces(read_batches(path), column, path)
 
 
-def _hub_batches(location: str) -> Iterator[tuple[Path, pa.RecordBatch]]:
+def _hub_batches(location: str) -> Iterator[pa.RecordBatch]:
     """Streams a hub dataset (or a local folder of one) as Arrow."""
     from datasets import load_dataset
 
@@ -469,8 +510,7 @@ def _hub_batches(location: str) -> Iterator[tuple[Path, pa.RecordBatch]]:
     try:
         dataset = load_dataset(name, split=split or "train", streaming=True)
         for table in dataset.with_format("arrow").iter(batch_size=2048):
-            for batch in table.to_batches():
-                yield Path(location), batch
+            yield from table.to_batches()
     except NearkinError:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ found by a second, slow pass over the one file that failed.
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
         with duckdb.connect(config={"memory_limit": "2GB", "threads": "2"}) as connection:
             query = _csv_query(source, kind) if kind in SEPARATORS else _json_query(source, connection)
             yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's, where the first rows were read already
         raise _explain(error, path, kind) from error
 
 
@@ -129,7 +130,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _explain(error: duckdb.Error, path: Path, kind: str) -> InputError:
+def _explain(error: Exception, path: Path, kind: str) -> InputError:
     if kind not in SEPARATORS:
         for number, line in _raw_lines(path):
             try:
@@ -142,7 +143,27 @@ def _explain(error: duckdb.Error, path: Path, kind: str) -> InputError:
     number, line = next(((n, raw) for n, raw in _raw_lines(path) if not _is_utf8(raw)), (0, b""))
     if number:
         return InputError(f"{path}, line {number}: not valid UTF-8; convert the file to UTF-8")
+    if kind in SEPARATORS and (broken := _broken_row(path, SEPARATORS[kind])):
+        return InputError(f"{path}, line {broken[0]}: {broken[1]}; mend or remove that line")
     return InputError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
+
+
+def _broken_row(path: Path, separator: str) -> tuple[int, str] | None:
+    """The line that the first broken row of a csv begins on, which DuckDB counts in rows, and what is wrong with it."""
+    rows = csv.reader((raw.decode("utf-8") + "\n" for _, raw in _raw_lines(path)), delimiter=separator, strict=True)
+    line, columns = 1, 0
+    before = csv.field_size_limit(LARGEST_ROW_BYTES)
+    try:
+        for row in rows:
+            columns = columns or len(row)
+            if row and len(row) != columns:
+                return line, f"{len(row)} columns, and the first line has {columns}"
+            line = rows.line_num + 1
+    except csv.Error as error:
+        return line, f"broken CSV ({error})"
+    finally:
+        csv.field_size_limit(before)
+    return None
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from selection.errors import MissingPackageError
@@ -11,13 +12,19 @@ def load_faiss() -> Any:
     """The faiss module.
 
     Raises:
-        MissingPackageError: neither faiss-cpu nor faiss-gpu is installed.
+        MissingPackageError: neither faiss-cpu nor faiss-gpu is installed, or what is cannot be imported.
     """
-    try:
-        import faiss
-    except ImportError as error:
+    if importlib.util.find_spec("faiss") is None:
         raise MissingPackageError(
             "FAISS is not installed: `pip install 'nearkin[cpu]'` brings it, "
             "or `pip install 'nearkin[gpu]'` on a CUDA machine"
+        )
+    try:
+        import faiss
+    except Exception as error:  # built for another NumPy, it fails in several ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MissingPackageError(
+            f"FAISS is installed and cannot be imported ({reason}): install faiss-cpu or faiss-gpu again, in a version "
+            "for this Python and NumPy"
         ) from error
     return faiss

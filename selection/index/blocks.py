@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from selection.files import atomic_write
 from selection.index import load_faiss
 from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Kind, Vectors
-from selection.index.kmeans import nearest_centroids
+from selection.index.kmeans import nearest_centroids, rows_at_once
 from selection.index.ranking import Ids, Ranking, Scores
 from selection.store import IndexBlock, IndexEntry, Store
 
@@ -32,6 +33,7 @@ CANDIDATES_HELD = 4_000_000
 BATCH = 512
 PLAIN = ("ivf", "ivf-sq8")  # whose codes are decoded at once
 AT = 50
+MAPPED = os.name != "nt"  # on Windows FAISS cannot leave lists on disk
 
 
 def block_bounds(embeddings: Embeddings, kept: int, passage_bytes: int, block_bytes: int) -> list[tuple[int, int]]:
@@ -99,7 +101,7 @@ def add_blocks(
 
 def _emptied(faiss: Any, path: Path) -> Any:
     """Inverted lists with the training of those at `path` and none of their passages."""
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    index = read_index(faiss, path)
     lists = faiss.ArrayInvertedLists(index.nlist, index.code_size)
     index.replace_invlists(lists, True)
     lists.this.disown()
@@ -134,6 +136,11 @@ def write_index(faiss: Any, index: Any, path: str) -> None:
         raise OSError(errno.ENOSPC, "FAISS could not write the whole file") from error
 
 
+def read_index(faiss: Any, path: Path) -> Any:
+    """A FAISS file, whose inverted lists stay on disk where the system can do that."""
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if MAPPED else 0)
+
+
 class Blocks:
     """The blocks of an index, opened for searching.
 
@@ -150,7 +157,7 @@ class Blocks:
         for block in entry.blocks:
             remedy = f"run `nearkin index {store.path} --kind {entry.kind}` to make it again"
             path = store.check(block.file, remedy)
-            index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP)
+            index = read_index(self._faiss, path)
             if index.ntotal != block.file.rows or index.d != embeddings.dim:
                 raise StoreError(f"{path} does not fit the store: {remedy}")
             self._open.append((first, index))
@@ -229,8 +236,9 @@ def search_lists(
 def _coarse(queries: Vectors, centroids: Vectors, lists: npt.NDArray[np.int64]) -> Scores:
     """Inner products float32 [n, count] of queries with their lists' centroids."""
     out = np.empty(lists.shape, dtype=np.float32)
-    for start in range(0, len(queries), 1024):
-        part = slice(start, start + 1024)
+    rows = min(1024, rows_at_once(len(centroids)))
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
         out[part] = np.take_along_axis(queries[part] @ centroids.T, lists[part], axis=1)
     return out
 

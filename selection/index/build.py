@@ -34,6 +34,7 @@ def build_index(
     examples: Vectors | None = None,
     seed: int = 0,
     report: Callable[[str], None] = log.info,
+    device: str | None = None,
 ) -> IndexEntry:
     """Makes the index, or keeps what there is of these very embeddings; it becomes the one that is searched.
 
@@ -41,6 +42,7 @@ def build_index(
 
     Args:
         examples: float32 [n, dim], a task's, among whom the recall is measured too.
+        device: where exact neighbours are searched, see `selection.index.exact.stream_search`.
 
     Raises:
         StoreError: the embeddings are incomplete or damaged.
@@ -63,7 +65,7 @@ def build_index(
         if kept:
             report(f"        {sum(block.file.rows for block in kept):,} passages are indexed already")
         try:
-            _make(store, known, embeddings, plan, examples, seed)
+            _make(store, known, embeddings, plan, examples, seed, device)
         except NearkinError:
             chosen, left = store.manifest.encoders[slug].settings, store.manifest.indexes.get(name)
             if chosen.get("index") == plan.kind.name and left is known:  # it was written over
@@ -108,7 +110,13 @@ def current_index(store: Store, slug: str, kind: str) -> IndexEntry | None:
 
 
 def _make(
-    store: Store, entry: IndexEntry, embeddings: Embeddings, plan: IndexPlan, examples: Vectors | None, seed: int
+    store: Store,
+    entry: IndexEntry,
+    embeddings: Embeddings,
+    plan: IndexPlan,
+    examples: Vectors | None,
+    seed: int,
+    device: str | None,
 ) -> None:
     with tqdm(total=2 * len(embeddings), unit=" passages", unit_scale=True, disable=None, leave=False) as bar:
         bar.set_description(f"indexing ({plan.kind.name})")
@@ -119,7 +127,7 @@ def _make(
             entry.settings = {"recall": 1.0, "target": 1.0}
             return
         bar.set_description("measuring recall")
-        probes = draw_probes(embeddings, examples, seed, bar.update)
+        probes = draw_probes(embeddings, examples, seed, bar.update, device)
         blocks = Blocks(store, entry, embeddings)
         entry.settings = tune(plan.kind, blocks, embeddings, probes, plan.recall, entry.encoder)
 

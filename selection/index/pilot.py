@@ -62,16 +62,21 @@ class Pilot:
     Args:
         vectors: float32 [n, dim], as `drawn`; the first `PROBES` ask, the others are the sample.
         examples: float32 [n, dim], a task's, who ask as well.
+        device: where exact neighbours are searched, see `selection.index.exact.exact_search`.
     """
 
-    def __init__(self, vectors: Vectors, examples: Vectors | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, vectors: Vectors, examples: Vectors | None = None, seed: int = 0, device: str | None = None
+    ) -> None:
         groups, self._sample = [vectors[:PROBES]], vectors[PROBES:]
         if examples is not None:
             rng = np.random.default_rng(seed)
             groups.append(np.ascontiguousarray(examples[rng.permutation(len(examples))[:PROBES]]))
         self._seed = seed
         self._sizes = [size for size in (len(self._sample) // 4, len(self._sample)) if size >= FEW_LISTS * LENGTHS[0]]
-        self._asked = {size: [_probes(queries, self._sample[:size]) for queries in groups] for size in self._sizes}
+        self._asked = {
+            size: [_probes(queries, self._sample[:size], device) for queries in groups] for size in self._sizes
+        }
 
     def reaches(self, target: float) -> list[Reach]:
         """For each length of list, how many must be visited for `target` of the neighbours; none of a small corpus."""
@@ -121,6 +126,6 @@ def found_at(found: Ids, exact: Ids) -> Ids:
     return np.asarray(np.where(keys[order[at]] == exact + row, order[at] % depth + 1, depth + 1))
 
 
-def _probes(queries: Vectors, pool: Vectors) -> Probes:
-    _, ids = exact_search([pool.astype(np.float16)], queries, AT)
+def _probes(queries: Vectors, pool: Vectors, device: str | None) -> Probes:
+    _, ids = exact_search([pool.astype(np.float16)], queries, AT, device)
     return Probes(queries, np.full(len(queries), -1), ids)

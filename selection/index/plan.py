@@ -22,7 +22,7 @@ from selection.index import trial
 from selection.index.blocks import AT, BLOCK_BYTES, CANDIDATES_HELD, in_batch
 from selection.index.exact import TILE_PASSAGES, TILE_QUERIES
 from selection.index.kinds import BY_NAME, CODE_POINTS, KINDS, Kind, Vectors
-from selection.index.kmeans import ITERATIONS
+from selection.index.kmeans import ITERATIONS, rows_at_once
 from selection.index.pilot import FEW_LISTS, LENGTHS, Pilot, Reach, drawn
 from selection.index.tune import DEPTHS, PROBES, share_of_lists
 from selection.memory import current_memory
@@ -122,6 +122,7 @@ def plan_index(
     folder: Path = Path(),
     embeddings: Embeddings | None = None,
     examples: Vectors | None = None,
+    device: str | None = None,
 ) -> IndexPlan:
     """Chooses the index for `rows` vectors of `dim` dimensions.
 
@@ -129,13 +130,14 @@ def plan_index(
         folder: where it will be written, whose disk is tried.
         embeddings: where they exist, a sample of them says how many lists there should be; else a guess does.
         examples: float32 [n, dim], a task's, who will be among those that ask.
+        device: where exact search will run, and is tried; see `selection.index.exact.stream_search`.
 
     Raises:
         NearkinError: unknown kind, or one that cannot be had within the limits.
     """
     if wanted.kind not in KINDS:
         raise NearkinError(f"unknown index kind {wanted.kind!r}: choose one of {', '.join(KINDS)}")
-    planner = _Planner(rows, dim, wanted, folder, embeddings, examples)
+    planner = _Planner(rows, dim, wanted, folder, embeddings, examples, device)
     if wanted.kind != "auto":
         asked = planner.plan(BY_NAME[wanted.kind], "as asked")
         if wanted.max_seconds is not None and asked.seconds > wanted.max_seconds:
@@ -167,9 +169,10 @@ class _Planner:
         folder: Path,
         embeddings: Embeddings | None,
         examples: Vectors | None,
+        device: str | None,
     ) -> None:
         self.rows, self.dim, self.wanted, self.folder = rows, dim, wanted, folder
-        self.embeddings, self.examples = embeddings, examples
+        self.embeddings, self.examples, self.device = embeddings, examples, device
         self.limit = wanted.max_memory or int(0.9 * memory_of_machine())
         self.now = current_memory() or 0  # before the trials take some for themselves
         self._pilot: Pilot | None = None
@@ -182,7 +185,7 @@ class _Planner:
                 "choose another kind of index"
             )
         size = self.rows * kind.bytes(self.dim)
-        pair, again = trial.pair_seconds(self.dim)
+        pair, again = trial.pair_seconds(self.dim, self.device)
         queries = self.wanted.queries
         exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
@@ -239,7 +242,7 @@ class _Planner:
         """Seconds to find the settings that are promised (`selection.index.tune`)."""
         groups = [min(PROBES, self.rows)] + ([] if self.examples is None else [min(PROBES, len(self.examples))])
         depth = max(DEPTHS) + 1
-        pair, again = trial.pair_seconds(self.dim)
+        pair, again = trial.pair_seconds(self.dim, self.device)
         exactly = sum(groups) * (self.rows * pair + trial.candidates(self.rows, depth) * again)
         ranking = sum(groups) / 2 * depth * (lists * trial.centroid_seconds(self.dim) + trial.again_seconds(self.dim))
         tried = [step for step in kind.rerank if step <= rerank]
@@ -250,12 +253,15 @@ class _Planner:
         return trial.lists(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2])
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float, int]:
-        """(lists, how many of them are visited, times k that are scored again): what takes least time in all."""
+        """(lists, how many of them are visited, times k that are scored again): what takes least time in all.
+
+        Of what fits into memory; where nothing does, what takes least of it.
+        """
         lists = max(1, min(int(4 * math.sqrt(self.rows)), self.rows // POINTS_PER_LIST))
         guess = lists, max(1.0, lists / 30), kind.rerank[len(kind.rerank) // 2]
         if self.embeddings is None or self.rows < FEW_LISTS * min(LENGTHS) * 4:
             return guess
-        self._pilot = self._pilot or Pilot(drawn(self.embeddings), self.examples)
+        self._pilot = self._pilot or Pilot(drawn(self.embeddings), self.examples, device=self.device)
         target = share_of_lists(kind, self.wanted.min_recall)
         if target not in self._reaches:
             self._reaches[target] = self._pilot.reaches(target)
@@ -264,28 +270,39 @@ class _Planner:
             return guess
         rerank = self._pilot.rerank(kind, self.wanted.min_recall / target if target else 0.0, self.rows)
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
+        needs = [self._least(lists, True) for lists, _ in options]
+        least = max(self.limit, min(needs))
+        options = [option for option, need in zip(options, needs, strict=True) if need <= least]
         taken = [self._filling(kind, n) + self._searching(kind, n, seen, rerank, queries) for n, seen in options]
         lists, visited = options[int(np.argmin(taken))]
         return lists, visited, rerank
 
     def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""
-        now = self.now
-        shard = SHARD_ROWS * self.dim * (4 + 4 + 2)
-        search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
-        points = training_points(self.rows, lists) * self.dim * 4 * 2 if size else 0
-        least = now + shard + max(search, points + (LEAST_BLOCK if size else 0))
-        limit = self.limit
-        if least > limit:
+        least = self._least(lists, size > 0)
+        if least > self.limit:
             raise NearkinError(
                 f"{kind.name} search of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
-                f"memory and {human_bytes(limit)} are allowed: give it that with --max-memory"
+                f"memory and {human_bytes(self.limit)} are allowed: give it that with --max-memory"
             )
-        room = limit - now - shard - points
+        fixed, search, training = self._parts(lists, size > 0)
         most = size if kind.name == "hnsw" else BLOCK_BYTES  # one graph is searched faster than two
-        block = min(most, size, int(room / 1.5))
-        peak = now + shard + max(search, points + int(1.5 * block))
-        return (peak if now else None), block
+        block = min(most, size, int((self.limit - fixed - training) / 1.5))
+        peak = fixed + max(search, training + int(1.5 * block))
+        return (peak if self.now else None), block
+
+    def _least(self, lists: int, written: bool) -> int:
+        """Bytes of this process without which nothing of the kind can be had."""
+        fixed, search, training = self._parts(lists, written)
+        return fixed + max(search, training + (LEAST_BLOCK if written else 0))
+
+    def _parts(self, lists: int, written: bool) -> tuple[int, int, int]:
+        """Bytes at all times, of searching, and of making an index that is written, its blocks left out."""
+        fixed = self.now + SHARD_ROWS * self.dim * (4 + 4 + 2)
+        search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
+        scores = rows_at_once(lists) * lists * 4
+        points = training_points(self.rows, lists) * self.dim * 4 * 2 if written else 0
+        return fixed, search + 4 * scores, points + scores
 
 
 def limit_up(size: int) -> int:

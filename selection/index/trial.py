@@ -50,13 +50,17 @@ def _seconds(run: Callable[[], object], times: int = 2) -> float:
 
 
 @functools.cache
-def pair_seconds(dim: int) -> tuple[float, float]:
-    """Exact search: seconds for a query and a passage, and for a candidate that has to be scored again."""
+def pair_seconds(dim: int, device: str | None = None) -> tuple[float, float]:
+    """Exact search: seconds for a query and a passage, and for a candidate that has to be scored again.
+
+    Args:
+        device: see `selection.index.exact.exact_search`.
+    """
     passages, queries = unit_vectors(PASSAGES, dim).astype(np.float16), unit_vectors(QUERIES, dim, 1)
     blocks = [passages[i : i + SHARD_ROWS] for i in range(0, len(passages), SHARD_ROWS)]
 
     def search(parts: int, k: int) -> float:
-        return _seconds(lambda: exact_search(blocks[:parts], queries, k))
+        return _seconds(lambda: exact_search(blocks[:parts], queries, k, device))
 
     few, most = 1, len(blocks)
     search(most, few)  # until processor and allocator run at their speed

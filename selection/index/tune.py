@@ -20,7 +20,7 @@ from selection.errors import NearkinError
 from selection.index.blocks import AT, Blocks
 from selection.index.exact import stream_search
 from selection.index.kinds import Kind, Vectors
-from selection.index.kmeans import nearest_centroids
+from selection.index.kmeans import nearest_centroids, rows_at_once
 from selection.index.ranking import MOST_PASSAGES, Ids
 
 PROBES = 512
@@ -46,8 +46,18 @@ class Probes:
         return Probes(self.queries[which], self.own[which], self.exact[which])
 
 
-def draw_probes(embeddings: Embeddings, extra: Vectors | None, seed: int, tick: Callable[[int], object]) -> Probes:
-    """Up to `PROBES` passages, and of `extra` queries as many, in random order, with their exact neighbours."""
+def draw_probes(
+    embeddings: Embeddings,
+    extra: Vectors | None,
+    seed: int,
+    tick: Callable[[int], object],
+    device: str | None = None,
+) -> Probes:
+    """Up to `PROBES` passages, and of `extra` queries as many, in random order, with their exact neighbours.
+
+    Args:
+        device: where these are searched, see `selection.index.exact.stream_search`.
+    """
     rng = np.random.default_rng(seed)
     own = rng.choice(len(embeddings), min(PROBES, len(embeddings)), replace=False)
     queries = embeddings.take(own)
@@ -57,7 +67,7 @@ def draw_probes(embeddings: Embeddings, extra: Vectors | None, seed: int, tick: 
         own = np.concatenate([own, np.full(len(some), -1)])
     order = rng.permutation(len(queries))
     queries, own = np.ascontiguousarray(queries[order]), own[order]
-    _, found = stream_search(embeddings, queries, max(DEPTHS) + 1, tick=tick)
+    _, found = stream_search(embeddings, queries, max(DEPTHS) + 1, device, tick)
     return Probes(queries, own, without(found, own, max(DEPTHS)))
 
 
@@ -87,10 +97,13 @@ def list_ranks(probes: Probes, neighbours: Vectors, centroids: Vectors) -> npt.N
     """
     n, depth, dim = neighbours.shape
     home = nearest_centroids(neighbours.reshape(-1, dim), centroids)[:, 0].reshape(n, depth)
-    order = nearest_centroids(probes.queries, centroids, len(centroids))
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, len(centroids) + 1), order.shape), axis=1)
-    return np.take_along_axis(rank, home, axis=1)
+    ranks, some = np.empty_like(home), rows_at_once(len(centroids)) // 4  # each holds its place among all lists
+    for start in range(0, n, some):
+        order = nearest_centroids(probes.queries[start : start + some], centroids, len(centroids))
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.broadcast_to(np.arange(1, len(centroids) + 1), order.shape), axis=1)
+        ranks[start : start + some] = np.take_along_axis(rank, home[start : start + some], axis=1)
+    return ranks
 
 
 def lists_for(ranks: npt.NDArray[np.int64], target: float) -> tuple[int, list[tuple[int, float]]]:

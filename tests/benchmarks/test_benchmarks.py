@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import demo as demo_module
+from benchmarks import search as module
 from benchmarks.memory import memory
 from benchmarks.plots import plot_search
 from benchmarks.search import search
+from selection.embedding import Embeddings
+from selection.store import Store
 from tests.conftest import Cli
 
 
@@ -57,6 +61,37 @@ def test_search_measures_each_path_once_and_goes_on(store: Path, task_folder: Pa
     assert faiss["recall_k"] == pytest.approx(1, abs=0.01)
     plot_search(larger, plot)
     assert "<svg" in plot.read_text()
+
+
+def test_an_enlarged_store_that_was_killed_is_made_anew(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = module.write_vectors, [0]
+
+    def killed(*arguments: Any) -> None:
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(module, "write_vectors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.enlarged(Store(built), "tiny-encoder", 10_000, tmp_path)
+    larger = module.enlarged(Store(built), "tiny-encoder", 10_000, tmp_path)
+    assert len(Embeddings(larger, "tiny-encoder")) == 10_000
+    made = count[0]
+    assert len(module.enlarged(Store(built), "tiny-encoder", 10_000, tmp_path).corpus) == 10_000
+    assert count[0] == made
+
+
+def test_recall_is_against_exact_neighbours_of_these_very_queries(store: Path, tmp_path: Path) -> None:
+    vectors = Embeddings(Store(store), "tiny-encoder").take(np.arange(60))
+    for queries in (vectors[:30], vectors[30:]):
+        np.save(tmp_path / "queries.npy", queries)
+        row = module._alone(store, "tiny-encoder", "nearkin, flat", tmp_path, 5, 1, 0.95)  # with no stream before it
+        assert row["recall_k"] > 0.99
+    row = module._alone(store, "tiny-encoder", "FAISS IndexFlatIP", tmp_path, 5, 1, 0.95)
+    assert row["recall_k"] > 0.99
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,19 @@ import pyarrow.compute as pc
 import pytest
 
 from selection.building import build, verify
+from selection.doctor import doctor
 from selection.embedding import Embeddings
-from selection.errors import NearkinError, StoreError
+from selection.errors import MissingPackageError, NearkinError, StoreError
+from selection.index import load_faiss, trial
+from selection.index.build import build_index
 from selection.index.kinds import BY_NAME, Kind
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.pilot import Pilot, drawn
 from selection.index.plan import IndexWanted, plan_index
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
+from selection.index.trial import unit_vectors
+from selection.index.tune import Probes, list_ranks
 from selection.indexing import index
 from selection.ingest import CorpusSpec
 from selection.querying import query
@@ -322,6 +328,45 @@ def test_centroids_are_those_of_lloyds_algorithm() -> None:
     np.testing.assert_array_equal(nearest_centroids(points, found, 3)[:, 0], which)
 
 
+class Watched:
+    """Vectors that remember how many were asked for at once."""
+
+    def __init__(self, vectors: npt.NDArray[np.float32]) -> None:
+        self.vectors, self.most = vectors, 0
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
+        self.most = max(self.most, len(self.vectors[rows]))
+        return self.vectors[rows]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_scores_of_very_many_lists_are_held_for_few_vectors_at_once(count: int) -> None:
+    lists = 40_000
+    centroids, queries = unit_vectors(lists, 4), unit_vectors(700, 4, 1)
+    watched = Watched(queries)
+    found = nearest_centroids(watched, centroids, count)  # type: ignore[arg-type]
+    assert 64 <= watched.most <= (64 << 20) // (4 * lists) < len(queries)
+    parts = [nearest_centroids(queries[start : start + 100], centroids, count) for start in range(0, 700, 100)]
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_less_memory_for_scores_changes_no_centroid_and_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.repeat(unit_vectors(30, 16), 40, axis=0)  # fewer places than lists: some are empty
+    neighbours, probes = points[:600].reshape(60, 10, 16), Probes(unit_vectors(60, 16, 2), np.arange(60), np.empty(0))
+    first = spherical_kmeans(points, 50)
+    ranks = list_ranks(probes, neighbours, first)
+    for name, value in {"SCORE_BYTES": 1, "LEAST_ROWS": 64, "ROWS": 64}.items():
+        monkeypatch.setattr(f"selection.index.kmeans.{name}", value)
+    np.testing.assert_array_equal(spherical_kmeans(points, 50), first)
+    np.testing.assert_array_equal(list_ranks(probes, neighbours, first), ranks)
+    order = np.argsort(-(probes.queries @ first.T), axis=1)
+    home = nearest_centroids(points[:600], first)[:, 0].reshape(60, 10)
+    np.testing.assert_array_equal(ranks, (order[:, None] == home[:, :, None]).argmax(axis=2) + 1)
+
+
 def test_each_query_is_its_own_nearest_when_it_is_in_the_corpus(
     built: Path, passages: pa.Table, tmp_path: Path
 ) -> None:
@@ -447,3 +492,64 @@ def test_a_batch_by_lists_finds_what_one_by_one_does(
     capsys.readouterr()
     assert Searcher(opened, "tiny-encoder").search(queries, 7).equals(alone)
     assert capsys.readouterr().out == ""
+
+
+def test_a_plan_and_an_index_search_on_the_device_that_is_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Store(store)
+    embeddings, asked = Embeddings(opened, "tiny-encoder"), list[str | None]()
+
+    def devices(device: str | None) -> list[str]:
+        asked.append(device)
+        return ["cpu"]
+
+    monkeypatch.setattr("selection.index.exact.search_devices", devices)
+    monkeypatch.setattr("selection.index.pilot.LENGTHS", (16,))
+    monkeypatch.setattr("selection.index.plan.LENGTHS", (1,))
+    trial.pair_seconds.cache_clear()
+    plan = plan_index(600, 32, IndexWanted("ivf", 0.5), store, embeddings, device="cpu")
+    with opened.lock():
+        build_index(opened, "tiny-encoder", plan, device="cpu")
+    assert len(asked) > 3
+    assert set(asked) == {"cpu"}
+
+
+def test_an_index_is_read_into_memory_where_it_cannot_be_mapped(
+    store: Path, task_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+    import pyarrow.parquet as pq
+
+    index(store, "ivf")
+    mapped = query(store, task_folder, 5).neighbours
+    real, flags = faiss.read_index, list[int]()
+
+    def read(path: str, flag: int = 0) -> object:
+        flags.append(flag)
+        return real(path, flag)
+
+    monkeypatch.setattr("selection.index.blocks.MAPPED", False)
+    monkeypatch.setattr(faiss, "read_index", read)
+    assert query(store, task_folder, 5).neighbours.equals(mapped)
+    pq.write_table(pq.read_table(corpus_file).slice(5, 90), tmp_path / "more.parquet")
+    build(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))], index="ivf")  # a block beside the first
+    assert len(blocks_of(store, "ivf")) == 2
+    assert query(store, task_folder, 5).neighbours.num_rows == mapped.num_rows
+    assert set(flags) == {0}
+
+
+@pytest.mark.parametrize(
+    "fault", ["ImportError('numpy.core.multiarray\\nfailed to import')", "AttributeError('_ARRAY_API')"]
+)
+def test_a_faiss_that_cannot_be_imported_is_told_in_one_line(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faiss").mkdir()
+    (tmp_path / "faiss" / "__init__.py").write_text(f"raise {fault}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    with pytest.raises(MissingPackageError, match=r"installed and cannot be imported \((numpy\.core|_ARRAY_API)"):
+        load_faiss()
+    [(finding, good)] = [(finding, good) for what, finding, good in doctor() if what == "faiss"]
+    assert not good
+    assert "cannot be imported" in finding
+    assert "\n" not in finding

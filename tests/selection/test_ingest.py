@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from selection import reading
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
-from selection.ingest import CorpusSpec, find_files, ingest, parse_corpus
+from selection.ingest import CorpusSpec, find_files, ingest, new_files, parse_corpus
 from selection.store import CorpusEntry, Store
 from selection.tokens import count_tokens
 
@@ -154,6 +156,49 @@ def test_a_large_row_group_is_read_once(passages: pa.Table, tmp_path: Path, monk
     assert sum(read) == 128
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("group", [1000, 90, 7])
+def test_long_rows_come_in_small_batches_and_shards_stay_what_they_were(
+    kind: str, group: int, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_ROWS", 64)
+    monkeypatch.setattr(module, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    draws = np.random.default_rng(0)
+    repeats = np.repeat(draws.choice([1, 1, 1, 30], 30), 20)  # here and there a run of long ones
+    texts = [" ".join([text] * n) for text, n in zip(passages["text"].to_pylist(), repeats.tolist(), strict=True)]
+    texts[70:75] = [None, "", " ", None, ""]
+    path = tmp_path / f"a.{kind}"
+    table = pa.table({"text": texts, "n": range(600)})
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=group, use_dictionary=False, data_page_size=1000)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=group)
+    before = scan(tmp_path / "before", path)[1]
+    monkeypatch.setattr("selection.columnar.BATCH_BYTES", 12_000)
+    file = open_columnar(path)
+    sizes = [len(batch) for batch in file.batches(0, file.rows, None)]
+    assert sum(sizes) == 600
+    assert min(sizes) < min(32, group)
+    after = scan(tmp_path / "after", path)[1]
+    assert after.shards == [replace(a, keep=b.keep) for a, b in zip(before.shards, after.shards, strict=True)]
+    assert (after.blank, len(after.shards) > 10) == (before.blank, True)
+
+
+def test_a_batch_of_books_is_some_megabytes(tmp_path: Path) -> None:
+    books = pa.table({"text": ["word " * 80_000] * 120, "n": range(120)})
+    pq.write_table(books, tmp_path / "a.parquet", use_dictionary=False)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), books.schema) as writer:
+        writer.write_table(books)
+    for name in ("a.parquet", "a.arrow"):
+        file = open_columnar(tmp_path / name)
+        batches = list(file.batches(0, file.rows, ["text"]))
+        assert max(batch.nbytes for batch in batches) <= 16 << 20
+        assert pa.Table.from_batches(batches).equals(books.select(["text"]))
+        assert [len(batch) for batch in file.batches(0, file.rows, ["n"])] == [120]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_long_passages_make_shards_of_few(
     kind: str, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,6 +230,57 @@ def test_chunks_are_short_and_lose_no_character(passages: pa.Table, tmp_path: Pa
         mine = part.filter(pc.equal(part["parent"], f"d{i}"))
         assert "".join("".join(mine["text"].to_pylist()).split()) == "".join(text.split())
         assert mine["id"].to_pylist() == [f"d{i}#{n}" for n in range(mine.num_rows)]
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that Arrow holds at once while `run` runs."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        run()
+    finally:
+        pa.set_memory_pool(before)
+    return int(pool.max_memory())
+
+
+def test_long_documents_are_not_copied_for_each_of_their_pieces(passages: pa.Table, tmp_path: Path) -> None:
+    text = " ".join(passages["text"].to_pylist())[:200_000]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for _ in range(2)))
+    peak = peak_bytes(lambda: scan(tmp_path, tmp_path / "a.jsonl", chunk=48))
+    part = pq.read_table(tmp_path / "store/corpus/c/part-00000.parquet")
+    assert part.num_rows > 1000
+    assert peak < 50 * len(text) < part.num_rows * len(text)
+
+
+def test_documents_are_chunked_some_bytes_at_a_time(
+    passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what stands beside a text is repeated in pieces that Arrow's offsets can count."""
+    texts = [" ".join(passages["text"].slice(i, 5).to_pylist()) for i in range(0, 100, 5)]
+    table = pa.table({"text": texts, "note": [f"note {i}" * 40 for i in range(20)], "n": range(20)})
+    pq.write_table(table, tmp_path / "long.parquet")
+    scan(tmp_path / "one", tmp_path / "long.parquet", chunk=48)
+    monkeypatch.setattr(module, "SHARD_BYTES", 4 * 8000)
+    monkeypatch.setattr(module, "REPEATED_BYTES", 4000)
+    given: list[int] = []
+    split = module._Chunker.split
+
+    def watched(self: module._Chunker, part: pa.Table) -> pa.Table:
+        given.append(len("".join(part["text"].to_pylist()).encode()))
+        cut = split(self, part)
+        assert max(chunk.nbytes for chunk in cut["note"].chunks) <= 4000
+        return cut
+
+    monkeypatch.setattr(module._Chunker, "split", watched)
+    scan(tmp_path / "many", tmp_path / "long.parquet", chunk=48)
+    assert len(given) > 2
+    assert max(given) < 8000 + max(len(text.encode()) for text in texts)
+    whole, parts = (
+        pa.concat_tables(pq.read_table(part) for part in sorted((tmp_path / name).rglob("part-*.parquet")))
+        for name in ("one", "many")
+    )
+    assert whole.equals(parts)
 
 
 def test_a_sentence_that_fits_is_not_cut(tmp_path: Path) -> None:
@@ -246,6 +342,31 @@ def test_a_scan_is_reused_until_a_file_changes(small: pa.Table, tmp_path: Path) 
         assert ingest(store, CorpusSpec("c", str(path))) is store.manifest.corpora[0]
         pq.write_table(small.slice(1), path)
         assert ingest(store, CorpusSpec("c", str(path))).passages == first.passages - 1
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl"])
+def test_new_files_of_a_folder_are_seen(pattern: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    store, entry = scan(tmp_path, folder / pattern)
+    (folder / ".hidden.jsonl").write_text("{}")
+    (folder / "a.jsonl").write_text(json.dumps({"text": "another"}))  # what has changed is no new file
+    assert new_files(entry, store) == []
+    (folder / "c.jsonl").write_text(json.dumps({"text": "c"}))
+    assert new_files(entry, store) == [folder / "c.jsonl"]
+    shutil.rmtree(folder)
+    assert new_files(entry, store) == []
+
+
+def test_a_single_file_and_a_hub_dataset_have_no_new_files(small: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    pq.write_table(small, tmp_path / "parts" / "a.parquet")
+    one, hub = scan(tmp_path, tmp_path / "parts" / "a.parquet"), scan(tmp_path / "hub", f"hf://{tmp_path / 'parts'}")
+    pq.write_table(small, tmp_path / "parts" / "b.parquet")
+    for store, entry in (one, hub):
+        assert new_files(entry, store) == []
 
 
 def test_where_sees_rows_and_no_files(small: pa.Table, tmp_path: Path) -> None:
@@ -319,6 +440,24 @@ def test_line_breaks_and_quotes_in_texts_of_a_csv_wherever_they_lie(
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     found = [text for batch in reading.read_batches(tmp_path / "a.csv") for text in batch["text"].to_pylist()]
     assert found == texts
+
+
+@pytest.mark.parametrize("lines", [5, 120_000])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"a,1,2", "3 columns, and the first line has 2; mend"),
+        (b'"two\nlines"', "1 columns, and the first line has 2; mend"),
+        (b'"x"y,1', "broken CSV .*; mend"),
+        (b"\xff,1", "not valid UTF-8"),
+    ],
+)
+def test_a_broken_row_of_a_csv_is_named_wherever_it_lies(lines: int, row: bytes, reason: str, tmp_path: Path) -> None:
+    """Past the first rows DuckDB's errors come as Arrow's."""
+    rows = [b"text,n", b'"of two\nlines",0', *[b"some text,1"] * (lines - 4), row, b"some text,2", b""]
+    (tmp_path / "a.csv").write_bytes(b"\n".join(rows))
+    with pytest.raises(InputError, match=rf"a\.csv, line {lines}: {reason}"):
+        list(reading.read_batches(tmp_path / "a.csv"))
 
 
 def test_names_that_look_like_patterns_and_links(small: pa.Table, tmp_path: Path) -> None:

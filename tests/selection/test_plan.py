@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from selection.errors import NearkinError
 from selection.index import trial
 from selection.index.kinds import BY_NAME
-from selection.index.pilot import Pilot, found_at
-from selection.index.plan import IndexWanted, plan_index
+from selection.index.pilot import LENGTHS, Pilot, Reach, found_at
+from selection.index.plan import IndexPlan, IndexWanted, _Planner, plan_index
 from selection.index.trial import shares, unit_vectors
 
 
@@ -46,7 +51,35 @@ def test_coarser_codes_and_larger_corpora_ask_for_more_candidates(kind: str) -> 
 
 
 def test_a_limit_that_the_kind_asked_for_does_not_keep_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "pair_seconds", lambda dim: (1e-9, 1e-9))
+    monkeypatch.setattr(trial, "pair_seconds", lambda *arguments: (1e-9, 1e-9))
     wanted = IndexWanted("stream", max_seconds=1.0)
     assert plan_index(10_000, 32, wanted).why == "as asked"
     assert plan_index(10_000_000, 32, wanted).why == "as asked, which does not fit into 1.0 s"
+
+
+def lists_plan(monkeypatch: pytest.MonkeyPatch, memory: int) -> IndexPlan:
+    """Of lists whose time, if nothing else, asks for very many of them."""
+    reaches = [Reach(length, 10.0, 65_536, 0.5) for length in LENGTHS]
+    pilot = SimpleNamespace(reaches=lambda target: reaches, rerank=lambda *arguments: 1)
+    monkeypatch.setattr("selection.index.plan.drawn", lambda embeddings: None)
+    monkeypatch.setattr("selection.index.plan.Pilot", lambda *arguments, **options: pilot)
+    monkeypatch.setattr("selection.index.plan.current_memory", lambda: 0)
+    some: Any = object()
+    for name in ("_filling", "_measuring"):
+        monkeypatch.setattr(_Planner, name, lambda *arguments: 0.0)
+    monkeypatch.setattr(_Planner, "_searching", lambda self, kind, lists, *rest: 1e9 / lists)
+    monkeypatch.setattr(trial, "pair_seconds", lambda *arguments: (1e-9, 1e-9))
+    return plan_index(50_000_000, 32, IndexWanted("ivf", max_memory=memory), embeddings=some)
+
+
+def test_lists_are_as_many_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [50_000_000 // length for length in LENGTHS]
+    assert lists_plan(monkeypatch, 100 << 30).lists == wanted[0]
+    some = lists_plan(monkeypatch, 1 << 30)
+    assert some.lists in wanted[1:-1]
+    assert (some.memory or 0) <= 1 << 30
+    with pytest.raises(NearkinError, match="--max-memory") as raised:
+        lists_plan(monkeypatch, 100 << 20)
+    least = re.search(r"at least ([\d.]+) MB", str(raised.value))
+    assert least
+    assert lists_plan(monkeypatch, int(float(least[1]) * 1e6)).lists == wanted[-1]
