@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.choosing import Choice, Wanted, check_wanted, choose_encoder, drop_untaken
-from selection.devices import check_devices
+from selection.devices import check_devices, first_device
 from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
 from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
@@ -21,7 +21,7 @@ from selection.index import load_faiss
 from selection.index.build import current_index
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
-from selection.ingest import CorpusSpec, ingest
+from selection.ingest import CorpusSpec, ingest, new_files
 from selection.memory import peak_memory, release_memory
 from selection.slugs import check_version, encoder_held
 from selection.store import CorpusEntry, EncoderEntry, Store
@@ -201,7 +201,7 @@ def build(
             if goal.kind == KEPT:
                 entry = opened.manifest.encoders.get(chosen.slug)
                 goal = replace(goal, kind=entry.settings.get("index", "auto") if entry else "auto")
-            plan = plan_build(opened, choice, goal)
+            plan = plan_build(opened, choice, goal, first_device(device))
             for line in plan.lines():
                 report(line)
             finished = True
@@ -215,7 +215,7 @@ def build(
             opened.save()
             seconds["embed"] = time.perf_counter() - start
             start = time.perf_counter()
-            make_index(opened, chosen.slug, goal, plan.index, report=report)
+            make_index(opened, chosen.slug, goal, plan.index, report=report, device=first_device(device))
             seconds["index"] = time.perf_counter() - start
         return BuildResult(plan, True, seconds, peak_memory())
     finally:
@@ -270,11 +270,12 @@ def _forget(path: Path) -> None:
 
 
 def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
-    """Reads the named corpora, and known ones whose files changed; each is recorded as soon as it is read."""
+    """Reads the named corpora, and known ones whose files changed or became more; each is recorded once it is read."""
     specs = {spec.name: spec for spec in corpora}
     for entry in store.manifest.corpora:
         there = [f for f in entry.sources if (store.path / f.path).exists()]
-        if entry.name not in specs and not all(store.is_whole(f) for f in [*there, *entry.in_use]):
+        whole = all(store.is_whole(f) for f in [*there, *entry.in_use])
+        if entry.name not in specs and (not whole or new_files(entry, store)):
             kept = {key: value for key, value in entry.spec.items() if key != "column"}
             specs[entry.name] = CorpusSpec(entry.name, **kept)
     for name, spec in specs.items():
@@ -292,7 +293,7 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
         store.save()
 
 
-def plan_build(store: Store, choice: Choice, index: IndexWanted) -> BuildPlan:
+def plan_build(store: Store, choice: Choice, index: IndexWanted, device: str | None = None) -> BuildPlan:
     """The plan for what the manifest's corpora need."""
     encoder = choice.encoder
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
@@ -300,7 +301,7 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted) -> BuildPlan:
     entry = store.manifest.encoders.get(encoder.slug)
     listed = entry is not None and {shard.text for _, _, shard in store.corpus.shards} <= set(entry.shards)
     there = Embeddings(store, encoder.slug) if listed and not embedding.todo else None
-    chosen = plan_index(rows, encoder.dim, index, store.path, there)
+    chosen = plan_index(rows, encoder.dim, index, store.path, there, device=device)
     indexed = there and current_index(store, encoder.slug, chosen.kind.name)
     disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
     memory = peak_memory()

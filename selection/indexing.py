@@ -74,15 +74,16 @@ def make_index(
     plan: IndexPlan,
     examples: Vectors | None = None,
     report: Callable[[str], None] = log.info,
+    device: str | None = None,
 ) -> IndexEntry:
     """Makes what was planned and says how the prediction compares; a plan made before there were embeddings, anew."""
     if plan.guessed:
         embeddings = Embeddings(store, slug)
-        plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings)
+        plan = plan_index(len(embeddings), embeddings.dim, goal, store.path, embeddings, device=device)
         report(f"index   {plan.line(goal.queries)}")
     before = store.manifest.indexes.get(f"{slug}-{plan.kind.name}")
     begun = time.perf_counter()
-    made = build_index(store, slug, plan, examples, report=report)
+    made = build_index(store, slug, plan, examples, report=report, device=device)
     took = time.perf_counter() - begun
     if made.blocks and not plan.kind.exact and made is not before:
         size = sum((store.path / block.file.path).stat().st_size for block in made.blocks)

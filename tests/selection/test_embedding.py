@@ -144,6 +144,16 @@ def test_another_model_behind_a_static_encoder_is_noticed(
     assert build(store, encoder=f"static:{model}").plan.embedding.reused == 0
 
 
+def test_a_build_sees_files_that_a_folder_gained(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    pq.write_table(passages.slice(0, 40), folder / "0.parquet")
+    build(tmp_path / "store", [CorpusSpec("docs", str(folder))], encoder=str(tiny_encoder))
+    pq.write_table(passages.slice(40, 10), folder / "1.parquet")
+    assert build(tmp_path / "store").plan.embedding.passages == 10
+    assert build(tmp_path / "store").plan.embedding.passages == 0
+
+
 def test_a_model_that_moved_is_found_again(store: Path, task_folder: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     opened = Store(store)
     opened.manifest.encoders["tiny-encoder"].model = "/gone/tiny-encoder"
