@@ -18,7 +18,7 @@ from selection.index.kmeans import nearest_centroids
 from selection.index.search import find_index
 from selection.indexing import index
 from selection.selectors import CANDIDATES
-from selection.selectors.cluster import ClusterSelector, centroids_for, cluster_weights
+from selection.selectors.cluster import STEP, UNVISITED, ClusterSelector, centroids_for, cluster_weights, in_turn
 from selection.selectors.pool import Pool
 from selection.store import Store
 from selection.task import read_task
@@ -64,6 +64,31 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(shares, task, atol=0.04)
     within = Counter(np.concatenate(drawn)[which[np.concatenate(drawn)] == task.argmax()].tolist())
     assert max(within.values()) < 60  # of 30 on average: no passage is preferred within a cluster
+
+
+@pytest.mark.parametrize("budget", [20, 100, 200, 420])
+def test_shares_hold_until_a_cluster_is_used_up(budget: int) -> None:
+    """Clusters of 400, 100 and 60 passages of which the task is in the first two: 100 of the second end at 200."""
+    rng = np.random.default_rng(0)
+    clusters = rng.permutation(np.repeat(np.arange(3, dtype=np.int32), [400, 100, 60]))
+    weights = np.log([0.5 / (400 / 560), 0.5 / (100 / 560), 1])
+    weights[2] = UNVISITED - STEP
+    turns = in_turn(clusters, weights, np.random.default_rng(1))
+    chosen = clusters[np.argsort(-turns, kind="stable")[:budget]]
+    second = min(budget / 2, 100)
+    np.testing.assert_allclose(np.bincount(chosen, minlength=3), [budget - second, second, 0], atol=1)
+    assert len(set(turns.tolist())) == 560
+
+
+def test_small_clusters_have_their_share_of_small_sets() -> None:
+    """Fifty clusters with one example each, one with fifty: half of ten passages are of the fifty, on average."""
+    clusters = np.repeat(np.arange(51, dtype=np.int32), 30)
+    weights = np.log(np.append(np.full(50, 0.01), 0.5) * 51)
+    large = []
+    for seed in range(200):
+        turns = in_turn(clusters, weights, np.random.default_rng(seed))
+        large.append(np.count_nonzero(clusters[np.argsort(-turns)[:10]] == 50))
+    assert np.mean(large) == pytest.approx(5, abs=0.3)
 
 
 def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
