@@ -7,8 +7,8 @@ cluster c comes at (i + u_c) / P_task(c), i from 0, with one random u_c in [0, 1
 their share of small sets too. Sets of different sizes are nested. (CRISP draws with replacement, clusters by P_task;
 here nothing is twice.)
 
-Centroids are those of the store's inverted lists (`--index ivf` and its kin) where it has current ones, else spherical
-k-means of a sample. Cost: a product of all passages with the centroids. Memory: 24 bytes a passage, and the sample.
+Centroids are those of the store's inverted lists (`ivf` and its kin) where these are the index in use, or the one that
+`--index` names, else spherical k-means of a sample. Cost: a product of all passages with the centroids. Memory: 24 bytes a passage, and the sample.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.embedding import Embeddings
-from selection.errors import NearkinError
+from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
 from selection.index.kinds import BY_NAME
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
+from selection.index.search import find_index
 from selection.selectors import Pool
 from selection.selectors.ot import all_embeddings
 from selection.selectors.ranked import Ranked, Scored
@@ -50,7 +51,7 @@ class ClusterSelector:
     passages within one in random order; their scores are under -1000.
 
     Attributes:
-        clusters: None takes the store's inverted lists, or 2 sqrt(passages), between 16 and 4096, if it has none.
+        clusters: None takes the inverted lists in use, or 2 sqrt(passages), between 16 and 4096, if it has none.
     """
 
     clusters: int | None = None
@@ -136,6 +137,7 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
 
     Raises:
         NearkinError: more clusters than passages, or none.
+        StoreError: the index that was named is not there, or older than the embeddings.
     """
     rows = len(embeddings)
     if clusters is None:
@@ -152,8 +154,11 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
 
 
 def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:
-    for entry in pool.store.manifest.indexes.values():
-        whole = bool(entry.settings) and entry.embeddings == embeddings.fingerprint
-        if entry.encoder == pool.slug and BY_NAME[entry.kind].lists and whole and pool.index in (None, entry.kind):
-            return Blocks(pool.store, entry, embeddings).centroids
-    return None
+    """Those of the index in use, or of the one that was named; None where it has none, or is older."""
+    try:
+        entry = find_index(pool.store, pool.slug, pool.index)
+    except StoreError:
+        if pool.index is not None:
+            raise
+        return None
+    return Blocks(pool.store, entry, embeddings).centroids if BY_NAME[entry.kind].lists else None

@@ -126,7 +126,15 @@ def test_centroids_of_the_index_are_used_where_it_has_some(store: Path, task_fol
     pool.index = "stream"
     np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
     pool.index = None
+    index(store, "stream")  # the one in use from now on: inverted lists beside it decide nothing
+    pool = Pool(Store(store), read_task(task_folder))
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
+    pool.index = "ivf"
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), stored)
     next(iter(pool.store.manifest.indexes.values())).embeddings = "of older passages"
+    with pytest.raises(StoreError, match="ivf index of tiny-encoder is older than its embeddings"):
+        centroids_for(pool, pool.embeddings, None)
+    pool.index = None
     np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
 
 
