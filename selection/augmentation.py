@@ -132,6 +132,8 @@ def select(
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, guard, outside)
         filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
+        if index is not None and pool.index_used is None:
+            log.warning("--index %s was not used: method %s searches no index", index, selector.name)
         opened.check_corpora()
         if Store(opened.path).manifest.corpora != opened.manifest.corpora:
             raise StoreError(f"{opened.path} was built further while passages were selected from it: select them again")
@@ -208,7 +210,9 @@ def _how(pool: Pool) -> dict[str, Any]:
     """How neighbours were found, where any were."""
     if pool.encoder_name is None:
         return {"encoder": None}
-    how = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
+    how: dict[str, Any] = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index_used}
+    if pool.centroids is not None:
+        how["centroids"] = pool.centroids
     return {"encoder": pool.encoder_name, **how}
 
 

@@ -8,7 +8,8 @@ their share of small sets too. Sets of different sizes are nested. (CRISP draws 
 here nothing is twice.)
 
 Centroids are those of the store's inverted lists (`ivf` and its kin) where these are the index in use, or the one that
-`--index` names, else spherical k-means of a sample. Cost: a product of all passages with the centroids. Memory: 24 bytes a passage, and the sample.
+`--index` names, else spherical k-means of a sample. Cost: a product of all passages with the centroids. Memory: 24
+bytes a passage, and the sample.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
     if clusters is None:
         found = _stored_centroids(pool, embeddings)
         if found is not None:
+            pool.centroids = pool.index_used
             return found
         clusters = max(1, min(max(FEWEST, min(MOST, int(2 * rows**0.5))), rows // PASSAGES))
     if not 1 <= clusters <= rows:
@@ -150,6 +152,7 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
     sample = embeddings.sample(min(rows, SAMPLED * clusters), embeddings.shards, pool.seed)
     if len(sample) < clusters:
         sample = np.concatenate(list(embeddings))
+    pool.centroids = "k-means"
     return spherical_kmeans(sample.astype(np.float32), clusters, pool.seed)
 
 
@@ -161,4 +164,5 @@ def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:
         if pool.index is not None:
             raise
         return None
+    pool.index_used = entry.kind
     return Blocks(pool.store, entry, embeddings).centroids if BY_NAME[entry.kind].lists else None

@@ -22,6 +22,7 @@ from selection.building import build, collect
 from selection.errors import InputError, NearkinError, StoreError
 from selection.guard import Duplicates, Guard, normalise
 from selection.index.search import NEIGHBOURS
+from selection.indexing import index as make_index
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.reading import read_table
@@ -279,6 +280,29 @@ def test_a_report_may_lie_beside_the_set(again: bool, built: Path, task_folder: 
         run(built, task_folder, out, docs=5)
     select(built, task_folder, out, "random", Budget(docs=6), overwrite=again, removed=out / "removed.csv")
     assert sorted(path.name for path in out.iterdir()) == ["augmentation.parquet", "manifest.json", "removed.csv"]
+
+
+def test_the_manifest_names_the_index_that_was_used(
+    store: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_index(store, "ivf")
+    make_index(store, "stream")
+    used = {}
+    for method, named in [("knn", None), ("knn", "ivf"), ("cluster", None), ("cluster", "ivf"), ("classifier", None)]:
+        out = tmp_path / f"{method}-{named}"
+        select(store, task_folder, out, method, Budget(docs=5), index=named)
+        parameters = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["parameters"]
+        used[method, named] = parameters["index"], parameters.get("centroids")
+    assert used == {
+        ("knn", None): ("stream", None),
+        ("knn", "ivf"): ("ivf", None),
+        ("cluster", None): ("stream", "k-means"),
+        ("cluster", "ivf"): ("ivf", "ivf"),
+        ("classifier", None): (None, None),
+    }
+    assert not caplog.records
+    select(store, task_folder, tmp_path / "r", "random", Budget(docs=5), index="ivf")
+    assert [r.getMessage() for r in caplog.records] == ["--index ivf was not used: method random searches no index"]
 
 
 def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:
