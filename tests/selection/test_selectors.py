@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selection.augmentation import AUGMENTATION, Budget, select
 from selection.errors import InputError, NearkinError
+from selection.index.ranking import neighbour_table
 from selection.selectors import CANDIDATES
+from selection.selectors.bm25 import LexicalSearch
 from selection.selectors.domain import PartOfCorpus
 from selection.selectors.dsir import DsirSelector
+from selection.selectors.knn import GrowingUnion, union
 from selection.selectors.pool import Pool
 from selection.selectors.random import RandomSelector
 from selection.selectors.registry import find_selector, method_names
@@ -72,6 +78,51 @@ def test_candidates_asked_again_with_more_are_those_before_and_more(
     assert more.schema.equals(CANDIDATES)
     assert more.num_rows >= 300
     assert few.slice(0, 20).equals(more.slice(0, 20))
+
+
+def lists(seed: int, queries: int, size: int) -> Callable[[int], Iterator[pa.Table]]:
+    """Neighbours of queries that share many of them: the first passages are near most."""
+    rng = np.random.default_rng(seed)
+    ids = np.argsort(rng.normal(size=(queries, size)) + np.arange(size) / rng.integers(1, size + 1), axis=1)
+    scores = -np.sort(-rng.random((queries, size)).astype(np.float32), axis=1)
+    return lambda k: iter([neighbour_table(scores[:, :k], ids[:, :k])])
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(0, 1000), st.integers(1, 6), st.integers(1, 40), st.lists(st.integers(1, 40), min_size=1, max_size=5)
+)
+def test_a_union_depends_on_what_is_asked_for_and_not_on_what_was_before(
+    seed: int, queries: int, size: int, asked: list[int]
+) -> None:
+    neighbours, grown = lists(seed, queries, size), GrowingUnion()
+    ladder = [union(neighbours(min(1 << step, size))) for step in range(7)]
+    for wanted in [min(w, size) for w in asked]:
+        found = grown.holding(wanted, queries, size, neighbours)
+        assert found.equals(next(one for one in ladder if one.num_rows >= wanted))
+        columns = ["doc_id", "score", "rank", "query_id"]  # whatever k suffices
+        whole = ladder[-1].select(columns).slice(0, wanted)
+        assert found.select(columns).slice(0, wanted).equals(whole)
+
+
+@pytest.mark.parametrize("method", ["knn", "bm25"])
+def test_neighbours_are_not_searched_twice(
+    built: Path, task_folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    of = {"knn": Pool, "bm25": LexicalSearch}[method]
+    plain = of.neighbours
+    monkeypatch.setattr(of, "neighbours", lambda self, k: asked.append(k) or plain(self, k))  # type: ignore[func-returns-value]
+    pool, selector = Pool(Store(built), read_task(task_folder)), find_selector(method)
+    few = selector.candidates(pool, None, 50)
+    searches = len(asked)
+    assert selector.candidates(pool, None, 50).equals(few)
+    assert len(asked) == searches
+    more = selector.candidates(pool, None, 200)
+    assert more.equals(find_selector(method).candidates(pool, None, 200))
+    assert all(k & (k - 1) == 0 or k == 600 for k in asked)
+    begun = asked.index(asked[-1])  # the first search of the k that sufficed
+    assert min(asked[searches : begun + 1]) > max(asked[:searches])
 
 
 def test_names_and_parameters() -> None:
