@@ -92,6 +92,23 @@ def test_budgets_are_kept_and_nearly_used(built: Path, task_folder: Path, tmp_pa
         Budget(docs=0)
 
 
+def test_a_passage_too_long_for_what_is_left_is_told(
+    built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [*passages["text"].to_pylist()[:3], " ".join(passages["text"].to_pylist()[3:40]), "One more passage."]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+    first, long = (int(count_tokens(pa.array(part), "all-MiniLM-L6-v2").sum()) for part in (lines[:3], lines[3:4]))
+    method = f"curated:file={mine}"
+    result = run(built, task_folder, tmp_path / "a", method, near="off", tokens=first + long - 1)
+    assert (result.passages, result.tokens) == (3, first)
+    told = f"the set ends at {first:,} of {first + long - 1:,} tokens, since the next passage has {long:,}:"
+    assert [r.getMessage()[: len(told)] for r in caplog.records] == [told]
+    for budget in ({"tokens": first + 1}, {"docs": 3, "tokens": first + long - 1}, {"tokens": first + long}):
+        run(built, task_folder, tmp_path / f"b{len(list(tmp_path.iterdir()))}", method, near="off", **budget)
+    assert len(caplog.records) == 1
+
+
 def test_the_whole_corpus_can_be_asked_for(built: Path, task_folder: Path, tmp_path: Path) -> None:
     result = run(built, task_folder, tmp_path / "all", "random", near="off", docs=600)
     assert result.table.num_rows + result.removed.duplicates == 600
