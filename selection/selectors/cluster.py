@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 FEWEST, MOST, PASSAGES = 16, 4096, 8  # clusters at least and at most, and passages in one at least
 SAMPLED = 64  # passages a cluster that k-means looks at
 UNVISITED, STEP = -1000.0, 64.0  # far below any weight
+NUMBER = "float32"  # the fastest format is not the same on every run
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -65,7 +66,7 @@ class ClusterSelector:
     def _scan(self, pool: Pool) -> Iterator[Scored]:
         embeddings = all_embeddings(pool, self.name)
         centroids = centroids_for(pool, embeddings, self.clusters)
-        blocks = [nearest_centroids(block, centroids)[:, 0].astype(np.int32) for block in embeddings]
+        blocks = [nearest_centroids(block, centroids, number=NUMBER)[:, 0].astype(np.int32) for block in embeddings]
         clusters = np.concatenate(blocks)
         corpus = np.bincount(clusters, minlength=len(centroids))
         weights = cluster_weights(pool.queries, centroids, corpus)
@@ -113,7 +114,7 @@ def cluster_weights(queries: Vectors, centroids: Vectors, corpus: npt.NDArray[np
         centroids: float32 [clusters, dim].
         corpus: passages of each, int64 [clusters].
     """
-    task = np.bincount(nearest_centroids(queries, centroids)[:, 0], minlength=len(centroids))
+    task = np.bincount(nearest_centroids(queries, centroids, number=NUMBER)[:, 0], minlength=len(centroids))
     reached = (task > 0) & (corpus > 0)
     log.info("cluster: the task is in %d of %d clusters", reached.sum(), len(centroids))
     weights = np.zeros(len(centroids))
@@ -153,7 +154,7 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
     if len(sample) < clusters:
         sample = np.concatenate(list(embeddings))
     pool.centroids = "k-means"
-    return spherical_kmeans(sample.astype(np.float32), clusters, pool.seed)
+    return spherical_kmeans(sample.astype(np.float32), clusters, pool.seed, number=NUMBER)
 
 
 def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:

@@ -36,7 +36,7 @@ def test_weights_are_ratios_and_unvisited_clusters_stand_by_distance(seed: int, 
     centroids, task = (rng.normal(size=(n, 5)).astype(np.float32) for n in (clusters, queries))
     sizes = rng.integers(0, 50, clusters) + (np.arange(clusters) == 0)
     weights = cluster_weights(task, centroids, sizes)
-    of_task = nearest_centroids(task, centroids)[:, 0].tolist()
+    of_task = nearest_centroids(task, centroids, number="float32")[:, 0].tolist()
     visited = {c for c in of_task if sizes[c] > 0}
     for c in visited:
         assert weights[c] == pytest.approx(np.log(of_task.count(c) / queries / (sizes[c] / sizes.sum())))
@@ -50,7 +50,7 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     centroids = centroids_for(pool, pool.embeddings, 6)
     monkeypatch.setattr("selection.selectors.cluster.centroids_for", lambda *_: centroids)
     vectors = np.concatenate(list(pool.embeddings)).astype(np.float32)
-    which = nearest_centroids(vectors, centroids)[:, 0]
+    which = nearest_centroids(vectors, centroids, number="float32")[:, 0]
     sizes = np.bincount(which, minlength=6)
     task = np.zeros(6)
     task[np.argsort(-sizes)[:3]] = 0.3, 0.2, 0.5
@@ -112,6 +112,14 @@ def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
         torch.set_num_threads(before)
     pool.seed = 1
     assert ClusterSelector(16).candidates(pool, None, 30)["doc_id"].to_pylist() != few["doc_id"].to_pylist()
+
+
+def test_what_format_is_fastest_decides_nothing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = []
+    for number in ("float32", "bfloat16"):
+        monkeypatch.setattr("selection.index.kmeans.fastest_number", lambda device, number=number: number)
+        sets.append(ClusterSelector().candidates(pool, None, 600))
+    assert sets[0].equals(sets[1])
 
 
 def test_centroids_of_the_index_are_used_where_it_has_some(store: Path, task_folder: Path) -> None:
