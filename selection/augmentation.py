@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
 from selection.files import atomic_folder, write_json
-from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
+from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
 from selection.reading import read_table, texts_of
@@ -185,8 +185,12 @@ def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
         if order == "random":
             sizes = np.array([len(batch) for batch in batches])
             rows = np.random.default_rng(seed).permutation(sizes.sum())
-            for start in range(0, len(rows), BLOCK):
-                writer.write_table(_gathered(batches, np.cumsum(sizes), rows[start : start + BLOCK]))
+            # Every batch has some of any block's rows, so the rows of many blocks are gathered at once.
+            blocks = max(int(READ_BYTES * len(rows) / max(scratch.stat().st_size, 1)) // BLOCK, 1)
+            for start in range(0, len(rows), blocks * BLOCK):
+                gathered = _gathered(batches, np.cumsum(sizes), rows[start : start + blocks * BLOCK])
+                for first in range(0, len(gathered), BLOCK):
+                    writer.write_table(gathered.slice(first, BLOCK))
             return
         for batch in batches if order == "rank" else batches[::-1]:
             if len(batch) == 0:
@@ -199,11 +203,14 @@ def _gathered(batches: list[pa.RecordBatch], ends: npt.NDArray[np.int64], rows: 
     """Rows of several batches, in the order asked for."""
     which = np.searchsorted(ends, rows, "right")
     order = np.argsort(which, kind="stable")
+    rows, bounds = rows[order], np.searchsorted(which[order], np.arange(len(batches) + 1))
     parts = []
-    for number in np.unique(which):
-        inside = rows[order][which[order] == number] - (ends[number] - len(batches[number]))
+    for number in np.flatnonzero(np.diff(bounds)):
+        inside = rows[bounds[number] : bounds[number + 1]] - (ends[number] - len(batches[number]))
         parts.append(batches[number].take(pa.array(inside)))
-    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(np.argsort(order)))
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(back))
 
 
 def _how(pool: Pool) -> dict[str, Any]:

@@ -265,6 +265,23 @@ def test_a_set_is_the_same_however_its_passages_are_read(
     assert run(built, task_folder, tmp_path / "each", **budget).table.equals(expected)
 
 
+def test_a_random_order_is_the_seeds_and_reads_many_blocks_at_once(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked = run(built, task_folder, tmp_path / "rank", docs=50).table
+    expected = ranked.take(np.random.default_rng(3).permutation(50))
+    gathered, plain = [], augmentation._gathered
+    monkeypatch.setattr(augmentation, "_gathered", lambda *given: gathered.append(len(given[2])) or plain(*given))
+    monkeypatch.setattr(filling, "BLOCK", 7)
+    monkeypatch.setattr(augmentation, "BLOCK", 7)
+    for read_bytes, blocks in ((1 << 28, [50]), (1, [7] * 7 + [1])):
+        monkeypatch.setattr(augmentation, "READ_BYTES", read_bytes)
+        out = tmp_path / str(read_bytes)
+        assert select(built, task_folder, out, "knn", Budget(docs=50), order="random", seed=3).table.equals(expected)
+        assert gathered == blocks
+        gathered.clear()
+
+
 def test_a_store_that_changes_meanwhile_gives_no_set(
     store: Path, task_folder: Path, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
