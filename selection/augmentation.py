@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
@@ -20,7 +21,7 @@ from selection.files import atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
 from selection.guard import Guard
-from selection.reading import read_table, texts_of
+from selection.reading import is_blank, read_table, texts_of
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.selectors.registry import find_selector, fresh
 from selection.store import Store
@@ -166,9 +167,11 @@ def _nearness(near: str, selector: Selector, pool: Pool, guard: Guard, exclude: 
     if "excluded" in forbidden:
         outside = [texts_of(read_table(path), path) for path in exclude]
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
+    distinct = {reason: column.filter(pc.invert(is_blank(column))).unique() for reason, column in texts.items()}
     encoded = {
-        reason: encode_texts(pool.store, pool.slug, column, pool.device, pool.report)
-        for reason, column in texts.items()
+        reason: encode_texts(pool.store, pool.slug, pa.chunked_array([column]), pool.device, pool.report)
+        for reason, column in distinct.items()
+        if len(column)
     }
     return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)
 
