@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from selection.errors import NearkinError, StoreError
 from selection.files import atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
-from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
+from selection.gate import EVALUATION, NEAR, Forbidden, Gate, Nearness, Removed
 from selection.guard import Guard
 from selection.reading import is_blank, read_table, texts_of
 from selection.selectors import Pool, Selector, SelectsFrom
@@ -132,7 +132,10 @@ def select(
     with atomic_folder(Path(out), overwrite, "augmentation.parquet") as folder:
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, guard, outside)
-        filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
+        forbidden = Forbidden.of(guard, nearness)
+        filled = assemble(
+            selector, pool, lambda: Gate(guard, nearness, removed is not None, forbidden), budget, scratch
+        )
         if index is not None and pool.index_used is None:
             log.warning("--index %s was not used: method %s searches no index", index, selector.name)
         opened.check_corpora()

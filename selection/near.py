@@ -128,23 +128,21 @@ class Contained:
         self.n = n
         self._order = Order({reason: len(texts) for reason, texts in forbidden.items()})
         texts = pa.concat_arrays([pa.array([], pa.large_string()), *(flat(forbidden[r]) for r in self._order.reasons)])
-        self._tables = []
-        for length in range(min(SHORTEST, n), n + 1):
-            table = self._table(texts, length)
-            if len(table):
-                self._tables.append((length, table, _Sieve(table.hashes)))
-
-    def _table(self, texts: pa.Array, length: int) -> _Owned:
-        hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+        hashes: dict[int, list[Hashes]] = {length: [] for length in range(min(SHORTEST, n), n + 1)}
+        owners: dict[int, list[npt.NDArray[np.int32]]] = {length: [] for length in hashes}
         for part in slices(texts):
             words = word_hashes(spaced(texts[part]))
-            whole = words.lengths >= length if length == self.n else words.lengths == length
-            rows = np.flatnonzero(whole)
-            grams = ngram_hashes(words.take(rows), length)
-            hashes.append(grams.values)
-            owners.append(np.repeat((rows + part.start).astype(np.int32), grams.lengths))
-        distinct, first = np.unique(np.concatenate(hashes), return_index=True)
-        return _Owned(distinct, np.concatenate(owners)[first])
+            for length in hashes:
+                rows = np.flatnonzero(np.minimum(words.lengths, n) == length)
+                grams = ngram_hashes(words.take(rows), length)
+                hashes[length].append(grams.values)
+                owners[length].append(np.repeat((rows + part.start).astype(np.int32), grams.lengths))
+        self._tables = []
+        for length, found in hashes.items():
+            distinct, first = np.unique(np.concatenate([np.empty(0, np.uint64), *found]), return_index=True)
+            if len(distinct):
+                table = _Owned(distinct, np.concatenate(owners[length])[first])
+                self._tables.append((length, table, _Sieve(distinct)))
 
     def find(self, normalised: pa.Array | pa.ChunkedArray) -> Leaks:
         """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""

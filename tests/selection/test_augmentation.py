@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.harvest import Harvest
-from selection import augmentation, filling
+from selection import augmentation, filling, gate, guard
 from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
 from selection.building import build, collect
 from selection.errors import InputError, NearkinError, StoreError
@@ -369,3 +369,24 @@ def test_a_text_is_counted_once_as_a_leak(task_folder: Path) -> None:
     reasons = Guard.of(twice).reasons(texts)
     assert reasons["test"].all()
     assert not reasons["dev"].any()
+
+
+def test_forbidden_texts_are_prepared_once_however_often_candidates_are_asked_for(
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, list[Any]] = defaultdict(list)
+
+    def watch(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: made[name].append(given[0]) or plain(*given))
+
+    watch(gate, "Contained")
+    watch(augmentation, "Gate")
+    watch(guard, "text_hashes")
+    monkeypatch.setattr(filling, "BLOCK", 7)
+    run(leaky[0], task_folder, tmp_path / "set", "random", docs=3)
+    assert len(made["Gate"]) > 1
+    assert len(made["Contained"]) == 1
+    sizes = [len(column) for column in Guard.of(leaky[1]).forbidden.values()]
+    assert min(sizes) > 7
+    assert sorted(len(texts) for texts in made["text_hashes"] if len(texts) > 7) == sorted(sizes)
