@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from selection.errors import NearkinError, StoreError
 from selection.selectors import CANDIDATES
+from selection.selectors.knn import KnnSelector
 from selection.selectors.ot import OtSelector, passage_potentials, task_potentials
 from selection.selectors.pool import Pool
 from selection.selectors.tsds import TsdsSelector, densities, probabilities
@@ -203,6 +204,9 @@ def test_tsds_fills_any_budget_and_repeats_itself(
     assert 20 < massive < 400
     assert (scores[:massive] > 0).all()
     assert scores.sum() == pytest.approx(1)
+    nearest = {row["doc_id"]: row for row in KnnSelector().candidates(pool, None, 600).to_pylist()}
+    for row in every.slice(massive).to_pylist():
+        assert all(row[name] == nearest[row["doc_id"]][name] for name in ("query_id", "n_queries"))
     assert TsdsSelector(neighbours=10).candidates(pool, None, 600).equals(every)
     assert len(selector.candidates(pool, 2, 1)) == 80
     monkeypatch.setattr("selection.selectors.tsds.MOST_PAIRS", 400)
