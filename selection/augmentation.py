@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
-from selection.files import atomic_folder, write_json
+from selection.files import TextFingerprint, atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Forbidden, Gate, Nearness, Removed
 from selection.guard import Guard
@@ -148,8 +148,8 @@ def select(
             Path(out), filled.passages, filled.tokens, filled.shares, filled.gate.removed, seconds, dict(pool.seconds)
         )
         parameters = {
-            **asdict(budget), **_how(pool), "exclude": list(map(str, outside)), "order": order, "near": near,
-            **({} if guarded else {"guarded": False}),
+            **asdict(budget), **_how(pool), "exclude": [str(path.resolve()) for path in outside],
+            "order": order, "near": near, **({} if guarded else {"guarded": False}),
         }  # fmt: skip
         named = method if isinstance(method, str) else selector.name
         write_json(folder / "manifest.json", _manifest(result, pool, named, parameters))
@@ -231,8 +231,9 @@ def _how(pool: Pool) -> dict[str, Any]:
 
 def _manifest(result: AugmentationSet, pool: Pool, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
-        "store": str(pool.store.path),
-        "task": str(pool.task.path),
+        "store": str(pool.store.path.resolve()),
+        "task": str(pool.task.path.resolve()),
+        "task_texts": TextFingerprint.of(pool.task.train_texts),
         "method": method,
         "parameters": parameters,
         "seed": pool.seed,
