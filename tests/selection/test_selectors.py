@@ -148,6 +148,16 @@ def test_names_and_parameters() -> None:
             find_selector(wrong)
 
 
+def test_text_may_hold_commas() -> None:
+    curated: Any = find_selector("curated:file=a,b.jsonl,column=the text, all of it")
+    assert (curated.file, curated.column) == ("a,b.jsonl", "the text, all of it")
+    domain: Any = find_selector("domain:source=one,two")
+    assert domain.source == "one,two"
+    for wrong in ("dsir:draw=top,500", "tsds:alpha=0,5", "mix:knn=1,random"):
+        with pytest.raises(NearkinError, match="write parameters as"):
+            find_selector(wrong)
+
+
 def test_an_unknown_method_is_one_sentence(cli: Cli, built: Path, task_folder: Path, tmp_path: Path) -> None:
     code, out, err = cli("select", built, task_folder, "--method", "knm", "--docs", 5, "--out", tmp_path / "set")
     assert (code, out) == (1, "")
@@ -189,13 +199,17 @@ def test_a_domain_is_everything_or_a_uniform_part(built: Path, task_folder: Path
         select(built, task_folder, tmp_path / "none", "domain:source=other")
 
 
-@pytest.mark.parametrize("source", [None, "one", "two", "three", "two+three", "one+three"])
+@pytest.mark.parametrize("source", [None, "one", "two", "three", "two+three", "one+three", "one,three"])
 def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) -> None:
     names, sizes = ["one", "two", "two", "one", "three"], np.array([3, 1, 4, 1, 5])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     corpus: Any = SimpleNamespace(shards=[(name, None, None) for name in names], offsets=offsets)
     passages = PartOfCorpus(corpus, source)
-    wanted = [row for row, name in enumerate(np.repeat(names, sizes)) if source is None or name in source.split("+")]
+    wanted = [
+        row
+        for row, name in enumerate(np.repeat(names, sizes))
+        if source is None or name in source.replace(",", "+").split("+")
+    ]
     assert len(passages) == len(wanted)
     assert passages.all().tolist() == passages.doc_ids(np.arange(len(wanted))).tolist() == wanted
     assert passages.doc_ids(np.arange(len(wanted))[::-1]).tolist() == wanted[::-1]
