@@ -244,6 +244,12 @@ def test_a_split_that_is_absent_is_pointed_out(
     assert [r.getMessage() for r in caplog.records] == [f"{task} has no dev.jsonl: nothing guards its texts"]
 
 
+def test_labels_may_be_lists_where_none_are_needed(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_text('{"text": "Sparse matrices.", "label": ["a", "b"]}\n', encoding="utf-8")
+    assert run(built, tmp_path / "task.jsonl", tmp_path / "set", docs=5).passages == 5
+    assert query(built, tmp_path / "task.jsonl", 3).neighbours.num_rows == 3
+
+
 def test_nothing_left_is_an_error_and_writes_nothing(
     leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path
 ) -> None:
