@@ -90,7 +90,7 @@ def in_turn(clusters: npt.NDArray[np.int32], weights: Floats, rng: np.random.Gen
     few = clusters.astype(np.uint16) if len(weights) <= 1 << 16 else clusters  # which are sorted by their digits
     members, starts = np.argsort(few, kind="stable"), np.cumsum(sizes) - sizes
     visited = weights > UNVISITED
-    shares = np.where(visited, np.exp(weights) * sizes, 0)
+    shares = np.where(visited, np.exp(weights) * sizes, 0)  # P_task, but for a common factor
     order = np.argsort(-weights, kind="stable")
     waiting = np.where(visited, 0, sizes)[order]
     before = np.empty(len(weights), np.int64)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 ITERATIONS = 500
 TOLERANCE = 1e-5  # of the marginals
-FAR = 100  # times that is told
+FAR = 100  # times the tolerance, past which it is told
 TILE = 1024
 EVEN = 64
 
