@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
-from selection.files import atomic_folder, write_json
-from selection.filling import AUGMENTATION, BLOCK, Budget, assemble
-from selection.gate import EVALUATION, NEAR, Gate, Nearness, Removed
+from selection.files import TextFingerprint, atomic_folder, write_json
+from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
+from selection.gate import EVALUATION, NEAR, Forbidden, Gate, Nearness, Removed
 from selection.guard import Guard
-from selection.reading import read_table, texts_of
+from selection.reading import is_blank, read_table, texts_of
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.selectors.registry import find_selector, fresh
 from selection.store import Store
@@ -131,7 +132,12 @@ def select(
     with atomic_folder(Path(out), overwrite, "augmentation.parquet") as folder:
         scratch = folder / "candidates.arrow"
         nearness = _nearness(near, selector, pool, guard, outside)
-        filled = assemble(selector, pool, lambda: Gate(guard, nearness, removed is not None), budget, scratch)
+        forbidden = Forbidden.of(guard, nearness)
+        filled = assemble(
+            selector, pool, lambda: Gate(guard, nearness, removed is not None, forbidden), budget, scratch
+        )
+        if index is not None and pool.index_used is None:
+            log.warning("--index %s was not used: method %s searches no index", index, selector.name)
         opened.check_corpora()
         if Store(opened.path).manifest.corpora != opened.manifest.corpora:
             raise StoreError(f"{opened.path} was built further while passages were selected from it: select them again")
@@ -142,8 +148,8 @@ def select(
             Path(out), filled.passages, filled.tokens, filled.shares, filled.gate.removed, seconds, dict(pool.seconds)
         )
         parameters = {
-            **asdict(budget), **_how(pool), "exclude": list(map(str, outside)), "order": order, "near": near,
-            **({} if guarded else {"guarded": False}),
+            **asdict(budget), **_how(pool), "exclude": [str(path.resolve()) for path in outside],
+            "order": order, "near": near, **({} if guarded else {"guarded": False}),
         }  # fmt: skip
         named = method if isinstance(method, str) else selector.name
         write_json(folder / "manifest.json", _manifest(result, pool, named, parameters))
@@ -164,9 +170,11 @@ def _nearness(near: str, selector: Selector, pool: Pool, guard: Guard, exclude: 
     if "excluded" in forbidden:
         outside = [texts_of(read_table(path), path) for path in exclude]
         texts["excluded"] = pa.chunked_array([chunk for column in outside for chunk in _chunks(column)])
+    distinct = {reason: column.filter(pc.invert(is_blank(column))).unique() for reason, column in texts.items()}
     encoded = {
-        reason: encode_texts(pool.store, pool.slug, column, pool.device, pool.report)
-        for reason, column in texts.items()
+        reason: encode_texts(pool.store, pool.slug, pa.chunked_array([column]), pool.device, pool.report)
+        for reason, column in distinct.items()
+        if len(column)
     }
     return Nearness(True, lambda ids: pool.embeddings.take(ids).astype(np.float16), encoded, pool.device)
 
@@ -183,8 +191,12 @@ def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
         if order == "random":
             sizes = np.array([len(batch) for batch in batches])
             rows = np.random.default_rng(seed).permutation(sizes.sum())
-            for start in range(0, len(rows), BLOCK):
-                writer.write_table(_gathered(batches, np.cumsum(sizes), rows[start : start + BLOCK]))
+            # Every batch has some of any block's rows, so the rows of many blocks are gathered at once.
+            blocks = max(int(READ_BYTES * len(rows) / max(scratch.stat().st_size, 1)) // BLOCK, 1)
+            for start in range(0, len(rows), blocks * BLOCK):
+                gathered = _gathered(batches, np.cumsum(sizes), rows[start : start + blocks * BLOCK])
+                for first in range(0, len(gathered), BLOCK):
+                    writer.write_table(gathered.slice(first, BLOCK))
             return
         for batch in batches if order == "rank" else batches[::-1]:
             if len(batch) == 0:
@@ -197,25 +209,31 @@ def _gathered(batches: list[pa.RecordBatch], ends: npt.NDArray[np.int64], rows: 
     """Rows of several batches, in the order asked for."""
     which = np.searchsorted(ends, rows, "right")
     order = np.argsort(which, kind="stable")
+    rows, bounds = rows[order], np.searchsorted(which[order], np.arange(len(batches) + 1))
     parts = []
-    for number in np.unique(which):
-        inside = rows[order][which[order] == number] - (ends[number] - len(batches[number]))
+    for number in np.flatnonzero(np.diff(bounds)):
+        inside = rows[bounds[number] : bounds[number + 1]] - (ends[number] - len(batches[number]))
         parts.append(batches[number].take(pa.array(inside)))
-    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(np.argsort(order)))
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(back))
 
 
 def _how(pool: Pool) -> dict[str, Any]:
     """How neighbours were found, where any were."""
     if pool.encoder_name is None:
         return {"encoder": None}
-    how = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index}
+    how: dict[str, Any] = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index_used}
+    if pool.centroids is not None:
+        how["centroids"] = pool.centroids
     return {"encoder": pool.encoder_name, **how}
 
 
 def _manifest(result: AugmentationSet, pool: Pool, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
-        "store": str(pool.store.path),
-        "task": str(pool.task.path),
+        "store": str(pool.store.path.resolve()),
+        "task": str(pool.task.path.resolve()),
+        "task_texts": TextFingerprint.of(pool.task.train_texts),
         "method": method,
         "parameters": parameters,
         "seed": pool.seed,

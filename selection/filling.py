@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 8192
 READ_BYTES = 256 << 20
+NEARLY_FULL = 0.95  # of a budget in tokens, below which it is told what did not fit
 AUGMENTATION = pa.schema(
     [
         ("doc_id", pa.int64()),
@@ -108,6 +109,12 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
         raise InputError(f"nothing was selected: {_why_nothing(selector.name, candidates.num_rows, filling)}")
     if not filling.full and budget.k is None and not budget.everything:
         log.warning("the budget was not reached: %s has no more passages that may be selected", selector.name)
+    if filling.misfit is not None and filling.tokens < NEARLY_FULL * (budget.tokens or 0):
+        log.warning(
+            "the set ends at %s of %s tokens, since the next passage has %s: `nearkin build --corpus ... --chunk N` "
+            "splits passages longer than N tokens",
+            *(f"{number:,}" for number in (filling.tokens, budget.tokens or 0, filling.misfit)),
+        )
     return filling
 
 
@@ -144,12 +151,19 @@ def _first_guess(budget: Budget, corpus: Corpus, tokenizer: str) -> int:
 
 
 class Filling:
-    """A set as it fills: candidates let in by the gate, in rank order, until the budget is met."""
+    """A set as it fills: candidates let in by the gate, in rank order, until the budget is met.
+
+    Attributes:
+        passages, tokens: let in so far.
+        full: whether the budget is met.
+        misfit: the tokens of the passage that ended the set because it had more than were left; else None.
+    """
 
     def __init__(self, method: str, corpus: Corpus, gate: Gate, budget: Budget, tokenizer: str) -> None:
         self.method, self.corpus, self.gate, self.budget, self.tokenizer = method, corpus, gate, budget, tokenizer
         self.passages = self.tokens = 0
         self.full = False
+        self.misfit: int | None = None
         self._sources: Counter[str] = Counter()
 
     @property
@@ -171,6 +185,8 @@ class Filling:
                 fits = self._fit(counts)
                 self.passages, self.tokens = self.passages + fits, self.tokens + int(counts[:fits].sum())
                 self.full = fits < len(keep) or self.passages == self.budget.docs or self.tokens == self.budget.tokens
+                if fits < len(keep) and self.passages != self.budget.docs:
+                    self.misfit = int(counts[fits])
                 keep = keep[:fits]
                 self.gate.settle(int(keep[-1]) + 1 if self.full and fits else 0 if self.full else block.num_rows)
                 kept = _rows(block.take(keep), rows.take(keep), self.method)

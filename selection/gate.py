@@ -72,6 +72,31 @@ class Nearness:
     device: str | None = None
 
 
+@dataclass(frozen=True)
+class Forbidden:
+    """What is prepared of dev, test and excluded texts, once for all gates: a set may take several.
+
+    Attributes:
+        pieces, near: None where runs of words, or cosines, are not compared.
+    """
+
+    pieces: Contained | None
+    near: CosineLeaks | None
+
+    @classmethod
+    def of(cls, guard: Guard, nearness: Nearness) -> Forbidden:
+        """From the texts of a guard and the vectors that go with them."""
+        by_cosine = nearness.vectors_of is not None
+        return cls(
+            Contained(_evaluation(guard)) if nearness.ngrams else None,
+            CosineLeaks(nearness.forbidden, device=nearness.device) if by_cosine else None,
+        )
+
+
+def _evaluation(guard: Guard) -> dict[str, pa.Array]:
+    return {reason: texts for reason, texts in guard.forbidden.items() if reason in EVALUATION}
+
+
 class Gate:
     """Lets candidates in, in rank order, and counts those that it does not.
 
@@ -82,23 +107,24 @@ class Gate:
         guard: what may not be selected.
         nearness: how near is too near.
         keep: whether `report` shall tell of each one.
+        forbidden: what was prepared of these; None prepares it.
     """
 
-    def __init__(self, guard: Guard, nearness: Nearness | None = None, keep: bool = False) -> None:
+    def __init__(
+        self, guard: Guard, nearness: Nearness | None = None, keep: bool = False, forbidden: Forbidden | None = None
+    ) -> None:
         self._guard, self._nearness, self._keep = guard, nearness or Nearness(), keep
         self._seen = Duplicates()
-        evaluation = {reason: texts for reason, texts in guard.forbidden.items() if reason in EVALUATION}
-        self._pieces = Contained(evaluation) if self._nearness.ngrams else None
+        self._forbidden = forbidden or Forbidden.of(guard, self._nearness)
         self._copies = NearDuplicates() if self._nearness.ngrams else None
         by_cosine, device = self._nearness.vectors_of is not None, self._nearness.device
-        self._near_leaks = CosineLeaks(self._nearness.forbidden, device=device) if by_cosine else None
         self._near_copies = CosineDuplicates(device=device) if by_cosine else None
         self._doc_ids = [np.empty(0, np.int64)]
         self._told: list[pa.Table] = []
         self._out: list[_Out] = []
         self.removed = Removed(
             leaks=dict.fromkeys(guard.forbidden, 0),
-            near_leaks=dict.fromkeys(evaluation, 0) if self._nearness.ngrams or by_cosine else {},
+            near_leaks=dict.fromkeys(_evaluation(guard), 0) if self._nearness.ngrams or by_cosine else {},
         )
 
     def admit(self, doc_ids: npt.NDArray[np.int64], rows: pa.Table) -> npt.NDArray[np.intp]:
@@ -111,10 +137,10 @@ class Gate:
         for reason, hit in self._guard.reasons(texts).items():
             self._take_out(candidates, hit, "leaks", reason)
         vectors = None if self._nearness.vectors_of is None else self._nearness.vectors_of(doc_ids)
-        if self._pieces is not None:
-            self._take_leaks(candidates, self._pieces.find(texts))
-        if vectors is not None and self._near_leaks is not None:
-            self._take_leaks(candidates, self._near_leaks.find(vectors), texts=False)
+        if self._forbidden.pieces is not None:
+            self._take_leaks(candidates, self._forbidden.pieces.find(texts))
+        if vectors is not None and self._forbidden.near is not None:
+            self._take_leaks(candidates, self._forbidden.near.find(vectors), texts=False)
         first_seen = pa.array(candidates.still)
         self._take_out(candidates, self._seen.repeated(texts) & candidates.still, "duplicates", "duplicate")
         self._seen.add(texts.filter(first_seen))

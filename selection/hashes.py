@@ -33,11 +33,26 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 _LETTERS = mix(np.arange(1, 257, dtype=np.uint64) * _BASE)
 
 
+# Scripts written without spaces, where a clause would else be one word; the long vowel belongs to no script.
+UNSPACED = r" ?([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]\pM*) ?"
+_UNSPACED_FROM = 0xE0  # the least first byte of any of their characters in UTF-8
+
+
+def spaced(normalised: pa.Array) -> pa.Array:
+    """Texts (large_string [n]) with spaces around each character of a script that has none between words."""
+    ends = np.frombuffer(normalised.buffers()[1], np.int64)[normalised.offset : normalised.offset + len(normalised) + 1]
+    raw = np.frombuffer(normalised.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    if len(raw) == 0 or raw.max() < _UNSPACED_FROM:
+        return normalised
+    return pc.utf8_ltrim(pc.replace_substring_regex(normalised, UNSPACED, r" \1 "), " ")
+
+
 def word_hashes(normalised: pa.Array | pa.ChunkedArray) -> Ragged:
     """A uint64 hash of each word of each text, wherever and beside whatever it stands.
 
     Args:
-        normalised: large_string [n], words with single spaces between them (`selection.guard.normalise`).
+        normalised: large_string [n], words with spaces between them and none before the first
+            (`selection.guard.normalise`, `spaced`).
     """
     split = split_words(normalised)
     return Ragged(hash_each(split.dictionary)[split.words.values], split.words.offsets)

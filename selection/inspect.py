@@ -32,6 +32,7 @@ from selection.diversity import diversity
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, cascade_model, slug_of
 from selection.errors import InputError, NearkinError, StoreError
+from selection.files import TextFingerprint
 from selection.filling import AUGMENTATION, BLOCK
 from selection.guard import normalise
 from selection.hashes import text_hashes
@@ -63,7 +64,8 @@ def inspect(
     Args:
         path: its folder, as `select` wrote it.
         others: sets to compare it with; measured against this one's store and task.
-        store, task: where they are now, if they are no longer where the manifest says.
+        store, task: where they are now, if they are no longer where the manifest says. A task whose training texts are
+            others than then is not used.
         examples: how many passages to show, from the best, the middle and the last ranks.
         seed: which ones.
         report: told what takes long.
@@ -186,6 +188,13 @@ class _Against:
             if task is not None:
                 raise
             self.no_task = f"the task {manifest['task']} is not there, or cannot be read: name it with --task"
+        told = manifest.get("task_texts")  # not by earlier versions
+        if self.task is not None and told not in (None, TextFingerprint.of(self.task.train_texts)):
+            self.no_task = (
+                f"the training texts of {self.task.path} are not those that the set was selected for: name the task as "
+                "it was with --task, or select the set again"
+            )
+            self.task = None
 
     @cached_property
     def embeddings(self) -> tuple[Embeddings, str]:

@@ -5,6 +5,8 @@ passage that shares 13 words in a row with a test text holds a piece of it (the 
 al. 2020, appendix C); one that shares half of its runs with better-ranked passages is a near copy of them.
 `selection.near_cosine` does the same by meaning.
 
+In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character counts as a word.
+
 N-grams are 64-bit hashes, made and looked up by array arithmetic. Among a billion different ones some pair collides
 with a chance of 3 %, and a collision adds one n-gram to a share.
 
@@ -22,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.guard import PRIORITY
-from selection.hashes import Hashes, flat, ngram_hashes, slices, word_hashes
+from selection.hashes import Hashes, flat, ngram_hashes, slices, spaced, word_hashes
 
 WORDS = 13
 SHORTEST = 8
@@ -126,30 +128,28 @@ class Contained:
         self.n = n
         self._order = Order({reason: len(texts) for reason, texts in forbidden.items()})
         texts = pa.concat_arrays([pa.array([], pa.large_string()), *(flat(forbidden[r]) for r in self._order.reasons)])
-        self._tables = []
-        for length in range(min(SHORTEST, n), n + 1):
-            table = self._table(texts, length)
-            if len(table):
-                self._tables.append((length, table, _Sieve(table.hashes)))
-
-    def _table(self, texts: pa.Array, length: int) -> _Owned:
-        hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+        hashes: dict[int, list[Hashes]] = {length: [] for length in range(min(SHORTEST, n), n + 1)}
+        owners: dict[int, list[npt.NDArray[np.int32]]] = {length: [] for length in hashes}
         for part in slices(texts):
-            words = word_hashes(texts[part])
-            whole = words.lengths >= length if length == self.n else words.lengths == length
-            rows = np.flatnonzero(whole)
-            grams = ngram_hashes(words.take(rows), length)
-            hashes.append(grams.values)
-            owners.append(np.repeat((rows + part.start).astype(np.int32), grams.lengths))
-        distinct, first = np.unique(np.concatenate(hashes), return_index=True)
-        return _Owned(distinct, np.concatenate(owners)[first])
+            words = word_hashes(spaced(texts[part]))
+            for length in hashes:
+                rows = np.flatnonzero(np.minimum(words.lengths, n) == length)
+                grams = ngram_hashes(words.take(rows), length)
+                hashes[length].append(grams.values)
+                owners[length].append(np.repeat((rows + part.start).astype(np.int32), grams.lengths))
+        self._tables = []
+        for length, found in hashes.items():
+            distinct, first = np.unique(np.concatenate([np.empty(0, np.uint64), *found]), return_index=True)
+            if len(distinct):
+                table = _Owned(distinct, np.concatenate(owners[length])[first])
+                self._tables.append((length, table, _Sieve(distinct)))
 
     def find(self, normalised: pa.Array | pa.ChunkedArray) -> Leaks:
         """Which of these texts (large_string [n], normalised) hold a piece of a forbidden one."""
         texts = flat(normalised)
         first = np.full(len(texts), NONE)
         for part in slices(texts):
-            words = word_hashes(texts[part])
+            words = word_hashes(spaced(texts[part]))
             for length, table, sieve in self._tables:
                 grams = ngram_hashes(words, length)
                 maybe = sieve.maybe(grams.values)
@@ -204,7 +204,7 @@ class NearDuplicates:
         texts, found = flat(normalised), Copies.none(len(normalised))
         for part in slices(texts):
             rows = np.flatnonzero(allowed[part]) + part.start
-            grams = ngram_hashes(word_hashes(texts.take(pa.array(rows))), self.n)
+            grams = ngram_hashes(word_hashes(spaced(texts.take(pa.array(rows)))), self.n)
             self._judge(*self._owners(grams.values, np.repeat(rows + self._count, grams.lengths)), found)
         self._count += len(texts)
         return found

@@ -5,8 +5,9 @@ and runs of punctuation (NLTK's WordPunct), each unigram and each bigram put int
 
 A corpus has few distinct words and bigrams, so each is hashed once and then found by number: twenty times the package's
 speed on one thread. What comes out, 2 bytes an n-gram (about 0.7 of the text's size), is kept in the store under
-``ngrams/``, filed by the fingerprint of the shard's text like embeddings, so that the second task reads arrays only. It
-may be deleted at any time; a store that cannot be written to uses a temporary folder.
+``ngrams/``, filed by the fingerprint of the shard's text like embeddings, so that the second task reads arrays only;
+beside it how often each bucket occurs in the corpus, which is all that `inspect` asks for. All of it may be deleted at
+any time; a store that cannot be written to uses a temporary folder.
 
 Memory: one shard, and words and bigrams seen, at most `MOST_BIGRAMS` (16 bytes each) and `MOST_WORDS` (about 250 bytes
 each, 250 MB in all), past which they are forgotten.
@@ -14,6 +15,7 @@ each, 250 MB in all), past which they are forgotten.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ from tqdm import tqdm
 from selection.ahead import ahead
 from selection.corpus import Corpus
 from selection.errors import NearkinError
-from selection.files import require_space
+from selection.files import fingerprint, require_space
 from selection.kept import read_kept, write_kept
 from selection.store import Store
 from selection.tokens import Ragged, Words, split_words
@@ -232,8 +234,18 @@ class NgramFeatures:
 
 
 def corpus_counts(store: Store, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:
-    """How often each bucket occurs in a store's corpus, int64 [buckets]."""
-    return NgramFeatures(store, buckets).counts()
+    """How often each bucket occurs in a store's corpus, int64 [buckets]; kept in the store, one small file."""
+    path = store.path / "ngrams" / f"counts-{buckets}.arrow"
+    about = {"texts": fingerprint(*(shard.text for _, _, shard in store.corpus.shards))}
+    kept = None
+    with contextlib.suppress(OSError):  # another user's
+        kept = read_kept(path)
+    if kept is not None and kept[1] == about:
+        return np.asarray(kept[0].column(0).to_numpy())
+    counts = NgramFeatures(store, buckets).counts()
+    with contextlib.suppress(OSError, NearkinError):  # a read-only store is counted anew
+        write_kept(path, pa.RecordBatch.from_arrays([pa.array(counts)], ["count"]), about)
+    return counts
 
 
 def text_counts(texts: pa.Array | pa.ChunkedArray, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:

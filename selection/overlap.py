@@ -53,7 +53,7 @@ with pieces as (
     group by piece
 ),
 words as (
-    select lower(unnest(regexp_extract_all(piece, '[\pL\pN]+'))) as word, n from pieces
+    select lower(unnest(regexp_extract_all(piece, '[\pL\pM\pN]+'))) as word, n from pieces
 )
 select word, sum(n)::bigint as n
 from words
@@ -147,8 +147,8 @@ def overlap(
 ) -> Overlap:
     """Compares the most frequent words of domains ("Don't Stop Pretraining", section 3.1).
 
-    Words are lower-cased runs of letters and digits; scikit-learn's English stop words and single characters are left
-    out. Words of one count stand in the order of their UTF-8 bytes, so the lists are the same every time.
+    Words are lower-cased runs of letters, marks and digits; scikit-learn's English stop words and single characters are
+    left out. Words of one count stand in the order of their UTF-8 bytes, so the lists are the same every time.
 
     Args:
         named: (name, path) of each domain. A path is a file, folder or glob of texts; a task folder, which stands for

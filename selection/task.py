@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Task:
     Attributes:
         path: the folder or file it was read from.
         splits: ``train``, ``dev``, ``test``, those that exist; each a table with ``text`` (large_string) and, where
-            the file has it, ``label`` (string), blank texts left out.
+            the file has it, ``label`` (string; as it is read where it is no single name), blank texts left out.
     """
 
     path: Path
@@ -49,7 +50,7 @@ class Task:
         """A split whose every example has a label.
 
         Raises:
-            InputError: the split is absent, or has no labels.
+            InputError: the split is absent, or has no labels, or such as are no single names.
         """
         if self.path.is_file():
             raise InputError(
@@ -60,6 +61,10 @@ class Task:
         table = self.splits[split]
         if "label" not in table.schema.names:
             raise InputError(f'task {self.path}: {split}.jsonl has no "label", which finetuning needs')
+        if (kind := table.schema.field("label").type) != pa.string():
+            raise InputError(
+                f'task {self.path}: "label" of {split}.jsonl holds {kind}, and finetuning needs one name an example'
+            )
         if table["label"].null_count:
             first = pc.index(pc.is_null(table["label"]), True).as_py() + 1
             raise InputError(
@@ -89,10 +94,9 @@ def _read_split(path: Path) -> pa.Table:
     table = read_table(path)
     columns: dict[str, pa.ChunkedArray] = {"text": texts_of(table, path)}
     if "label" in table.schema.names:
-        try:
+        columns["label"] = table["label"]
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists, which selection does not mind
             columns["label"] = table["label"].cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f'{path}: "label" holds {table["label"].type}, not one name an example') from error
     table = pa.table(columns)
     table = table.filter(pc.invert(is_blank(table["text"])))
     if table.num_rows == 0:

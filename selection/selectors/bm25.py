@@ -33,7 +33,7 @@ from selection.corpus import Corpus
 from selection.errors import NearkinError
 from selection.index.ranking import Ids, Ranking, Scores, neighbour_table
 from selection.selectors import Pool
-from selection.selectors.knn import union
+from selection.selectors.knn import GrowingUnion, union
 from selection.tokens import Ragged, Words, split_words
 from selection.words import Vocabulary, key_phrases
 
@@ -49,7 +49,7 @@ Counted = tuple[sp.csc_matrix, npt.NDArray[np.int64]]
 
 @dataclass
 class Bm25Selector:
-    """See `selection.selectors.Selector`. Without `k`, k doubles until the union holds `wanted` passages.
+    """See `selection.selectors.Selector`. Without `k`, k is the least power of two whose union holds `wanted`.
 
     Passages that share no word with any query are no candidates.
 
@@ -65,6 +65,7 @@ class Bm25Selector:
     name: ClassVar[str] = "bm25"
     text_alone: ClassVar[bool] = True
     _lexical: LexicalSearch | None = field(default=None, init=False, repr=False, compare=False)
+    _grown: GrowingUnion = field(default_factory=GrowingUnion, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (0 <= self.k1 < np.inf and 0 <= self.b <= 1):
@@ -80,14 +81,8 @@ class Bm25Selector:
             self._lexical = search
         if k is not None:
             return union(search.neighbours(k))
-        size = len(pool.corpus)
         wanted = min(wanted, search.reachable)
-        k = max(1, -(-wanted // len(pool.task.train_texts)))
-        while True:
-            found = union(search.neighbours(min(k, size)))
-            if found.num_rows >= wanted or k >= size:
-                return found
-            k *= 2
+        return self._grown.holding(wanted, len(pool.task.train_texts), len(pool.corpus), search.neighbours)
 
 
 class LexicalSearch:
@@ -120,7 +115,7 @@ class LexicalSearch:
             for number, (counts, lengths) in enumerate(self._shards()):
                 passages += np.diff(counts.indptr)
                 total += int(lengths.sum())
-                self.reachable += np.count_nonzero(np.bincount(counts.indices))
+                self.reachable += int(np.count_nonzero(np.bincount(counts.indices)))
                 kept += counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes + lengths.nbytes
                 if kept <= KEPT_BYTES:
                     self._kept[number] = counts, lengths

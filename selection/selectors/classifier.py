@@ -2,9 +2,12 @@
 
 A logistic regression tells the task's training texts from passages drawn from the corpus. GPT-3's filter keeps a
 document where Pareto noise (alpha 9) exceeds 1 - p, p being what the classifier gives it, so with a chance of
-(2 - p) ** -9. Here passages are drawn without replacement in proportion to that chance (Gumbel top-k): for any budget
-the mixture that the filter lets through. Features are the store's embeddings, or hashed n-grams (`selection.ngrams`;
-log(1 + count), scaled to unit length).
+(2 - p) ** -9. Here passages are drawn without replacement in proportion to that chance (Gumbel top-k). Sets of
+different sizes are nested, and those that are small beside what the filter would keep have its mixture; larger ones run
+out of passages of high p and hold more of the others. (Ranking by the noise less 1 - p would be the filter at its own
+size, but a small set would be of the noise's tail, where p counts for little.)
+
+Features are the store's embeddings, or hashed n-grams (`selection.ngrams`; log(1 + count), scaled to unit length).
 
 Cost: training takes seconds; then a pass over the embeddings, or over 2 bytes an n-gram. Memory: a shard's features.
 """

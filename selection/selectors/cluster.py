@@ -1,11 +1,15 @@
 """Cluster: passages of the corpus's clusters, as often as the task is in them (CRISP, Grangier et al. 2024,
 "Task-Adaptive Pretrained Language Models via Clustered-Importance Sampling").
 
-Each passage weighs P_task(c) / P_corpus(c), c being its cluster; passages are drawn without replacement in proportion
-(Gumbel top-k), so the clusters' shares in a set are the task's, until a cluster runs out of passages.
+The clusters' shares in a set are the task's, to a passage, whatever its size, until a cluster is used up; then the
+others fill its place. Passages of one cluster stand in random order, and the clusters take turns: the i-th passage of
+cluster c comes at (i + u_c) / P_task(c), i from 0, with one random u_c in [0, 1) a cluster, so that small clusters have
+their share of small sets too. Sets of different sizes are nested. (CRISP draws with replacement, clusters by P_task;
+here nothing is twice.)
 
-Centroids are those of the store's inverted lists (`--index ivf` and its kin) where it has current ones, else spherical
-k-means of a sample. Cost: a product of all passages with the centroids. Memory: 4 bytes a passage, and the sample.
+Centroids are those of the store's inverted lists (`ivf` and its kin) where these are the index in use, or the one that
+`--index` names, else spherical k-means of a sample. Cost: a product of all passages with the centroids. Memory: 24
+bytes a passage, and the sample.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -20,19 +25,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.embedding import Embeddings
-from selection.errors import NearkinError
+from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
 from selection.index.kinds import BY_NAME
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
+from selection.index.search import find_index
 from selection.selectors import Pool
 from selection.selectors.ot import all_embeddings
-from selection.selectors.ranked import Ranked, Scored, gumbel
+from selection.selectors.ranked import Ranked, Scored
 
 log = logging.getLogger(__name__)
 
 FEWEST, MOST, PASSAGES = 16, 4096, 8  # clusters at least and at most, and passages in one at least
 SAMPLED = 64  # passages a cluster that k-means looks at
-UNVISITED, STEP = -1000.0, 64.0  # far below any weight, and further apart than the noise reaches
+UNVISITED, STEP = -1000.0, 64.0  # far below any weight
+NUMBER = "float32"  # the fastest format is not the same on every run
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -46,7 +53,7 @@ class ClusterSelector:
     passages within one in random order; their scores are under -1000.
 
     Attributes:
-        clusters: None takes the store's inverted lists, or 2 sqrt(passages), between 16 and 4096, if it has none.
+        clusters: None takes the inverted lists in use, or 2 sqrt(passages), between 16 and 4096, if it has none.
     """
 
     clusters: int | None = None
@@ -59,13 +66,44 @@ class ClusterSelector:
     def _scan(self, pool: Pool) -> Iterator[Scored]:
         embeddings = all_embeddings(pool, self.name)
         centroids = centroids_for(pool, embeddings, self.clusters)
-        clusters = [nearest_centroids(block, centroids)[:, 0].astype(np.int32) for block in embeddings]
-        corpus = sum(np.bincount(block, minlength=len(centroids)) for block in clusters)
-        weights = cluster_weights(pool.queries, centroids, np.asarray(corpus))
-        noise = gumbel(pool.seed, self.name, (len(block) for block in clusters))
-        for shard, (block, noisy) in enumerate(zip(clusters, noise, strict=True)):
-            scores, first = weights[block], int(embeddings.offsets[shard])
-            yield scores + noisy, np.arange(first, first + len(block)), scores.astype(np.float32)
+        blocks = [nearest_centroids(block, centroids, number=NUMBER)[:, 0].astype(np.int32) for block in embeddings]
+        clusters = np.concatenate(blocks)
+        corpus = np.bincount(clusters, minlength=len(centroids))
+        weights = cluster_weights(pool.queries, centroids, corpus)
+        rng = np.random.default_rng([pool.seed, *self.name.encode()])
+        turns = in_turn(clusters, weights, rng)
+        for first, stop in pairwise(embeddings.offsets.tolist()):
+            scores = weights[clusters[first:stop]].astype(np.float32)
+            yield turns[first:stop], np.arange(first, stop), scores
+
+
+def in_turn(clusters: npt.NDArray[np.int32], weights: Floats, rng: np.random.Generator) -> Vectors:
+    """What ranks passages, the largest first, float32 [n]: clusters at their shares, then those without an example.
+
+    A passage's place in its cluster is drawn; float32 tells apart places up to 16 million, past which neighbours tie.
+
+    Args:
+        clusters: of each passage, int32 [n].
+        weights: of each cluster, `cluster_weights`.
+    """
+    sizes = np.bincount(clusters, minlength=len(weights))
+    few = clusters.astype(np.uint16) if len(weights) <= 1 << 16 else clusters  # which are sorted by their digits
+    members, starts = np.argsort(few, kind="stable"), np.cumsum(sizes) - sizes
+    visited = weights > UNVISITED
+    shares = np.where(visited, np.exp(weights) * sizes, 0)  # P_task, but for a common factor
+    order = np.argsort(-weights, kind="stable")
+    waiting = np.where(visited, 0, sizes)[order]
+    before = np.empty(len(weights), np.int64)
+    before[order] = np.cumsum(waiting) - waiting
+    shifts = rng.random(len(weights))
+    turns = np.empty(len(clusters), np.float32)
+    for cluster in np.flatnonzero(sizes):
+        place = rng.permutation(sizes[cluster])
+        mine = members[starts[cluster] : starts[cluster] + sizes[cluster]]
+        turns[mine] = (
+            shares[cluster] / (place + shifts[cluster]) if visited[cluster] else -(before[cluster] + place + 1)
+        )
+    return turns
 
 
 def cluster_weights(queries: Vectors, centroids: Vectors, corpus: npt.NDArray[np.int64]) -> Floats:
@@ -76,7 +114,7 @@ def cluster_weights(queries: Vectors, centroids: Vectors, corpus: npt.NDArray[np
         centroids: float32 [clusters, dim].
         corpus: passages of each, int64 [clusters].
     """
-    task = np.bincount(nearest_centroids(queries, centroids)[:, 0], minlength=len(centroids))
+    task = np.bincount(nearest_centroids(queries, centroids, number=NUMBER)[:, 0], minlength=len(centroids))
     reached = (task > 0) & (corpus > 0)
     log.info("cluster: the task is in %d of %d clusters", reached.sum(), len(centroids))
     weights = np.zeros(len(centroids))
@@ -101,11 +139,13 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
 
     Raises:
         NearkinError: more clusters than passages, or none.
+        StoreError: the index that was named is not there, or older than the embeddings.
     """
     rows = len(embeddings)
     if clusters is None:
         found = _stored_centroids(pool, embeddings)
         if found is not None:
+            pool.centroids = pool.index_used
             return found
         clusters = max(1, min(max(FEWEST, min(MOST, int(2 * rows**0.5))), rows // PASSAGES))
     if not 1 <= clusters <= rows:
@@ -113,12 +153,17 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
     sample = embeddings.sample(min(rows, SAMPLED * clusters), embeddings.shards, pool.seed)
     if len(sample) < clusters:
         sample = np.concatenate(list(embeddings))
-    return spherical_kmeans(sample.astype(np.float32), clusters, pool.seed)
+    pool.centroids = "k-means"
+    return spherical_kmeans(sample.astype(np.float32), clusters, pool.seed, number=NUMBER)
 
 
 def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:
-    for entry in pool.store.manifest.indexes.values():
-        whole = bool(entry.settings) and entry.embeddings == embeddings.fingerprint
-        if entry.encoder == pool.slug and BY_NAME[entry.kind].lists and whole and pool.index in (None, entry.kind):
-            return Blocks(pool.store, entry, embeddings).centroids
-    return None
+    """Those of the index in use, or of the one that was named; None where it has none, or is older."""
+    try:
+        entry = find_index(pool.store, pool.slug, pool.index)
+    except StoreError:
+        if pool.index is not None:
+            raise
+        return None
+    pool.index_used = entry.kind
+    return Blocks(pool.store, entry, embeddings).centroids if BY_NAME[entry.kind].lists else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ class DomainSelector:
     """See `selection.selectors.Selector`. Everything stands in corpus order; a part of it is drawn by the seed.
 
     Attributes:
-        source: only these of the store's corpora, with ``+`` between several; None takes all.
+        source: only these of the store's corpora, with ``+`` or a comma between several; None takes all.
     """
 
     source: str | None = None
@@ -41,7 +42,7 @@ class PartOfCorpus:
     """The passages of some of a store's corpora, in doc_id order, by their place among themselves.
 
     Args:
-        source: names of corpora with ``+`` between several; None is all.
+        source: names of corpora with ``+`` or a comma between several; None is all.
 
     Raises:
         InputError: the store has no corpus of that name.
@@ -49,7 +50,7 @@ class PartOfCorpus:
 
     def __init__(self, corpus: Corpus, source: str | None) -> None:
         names = {name for name, _, _ in corpus.shards}
-        wanted = names if source is None else set(source.split("+"))
+        wanted = names if source is None else set(re.split("[+,]", source))
         if unknown := sorted(wanted - names):
             raise InputError(f"the store has no corpus {unknown[0]!r}: it has {', '.join(sorted(names))}")
         mine = np.array([name in wanted for name, _, _ in corpus.shards])

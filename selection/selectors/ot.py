@@ -15,6 +15,7 @@ float32, 1.3 GB at most with the defaults, whatever the corpus.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,8 +33,11 @@ from selection.selectors import Pool
 from selection.selectors.random import draw
 from selection.selectors.ranked import Ranked, Scored
 
+log = logging.getLogger(__name__)
+
 ITERATIONS = 500
 TOLERANCE = 1e-5  # of the marginals
+FAR = 100  # times the tolerance, past which it is told
 TILE = 1024
 EVEN = 64
 
@@ -130,10 +134,28 @@ def _log_scaling(cost: Any, blur: float) -> Any:
         warnings.simplefilter("ignore")  # of numbers out of range, after which logarithms are taken
         _, found = ot.bregman.sinkhorn_knopp(*mass, cost, blur, **settings)
     scaling = found["v"].log()
-    if not bool(torch.isfinite(scaling).all() and torch.isfinite(found["u"]).all() and (found["u"] > 0).all()):
+    finite = bool(torch.isfinite(scaling).all() and torch.isfinite(found["u"]).all() and (found["u"] > 0).all())
+    # Out of range, POT stops and gives its last numbers within it, far from a solution though they may be.
+    ended = _error(found) <= settings["stopThr"] or found["niter"] == ITERATIONS - 1
+    if not (finite and ended):
         _, found = ot.bregman.sinkhorn_log(*mass, cost, blur, **settings)
         scaling = found["log_v"]
+    left = _error(found) * len(mass[1]) ** 0.5
+    if not left <= FAR * TOLERANCE:
+        log.warning(
+            "ot: the transport is solved to %.1e of the task's mass after %d steps, %.0e was aimed at: a larger "
+            "blur than %g is solved sooner",
+            left,
+            ITERATIONS,
+            TOLERANCE,
+            blur,
+        )
     return scaling
+
+
+def _error(found: Any) -> float:
+    """The last error of the marginals that POT tells; NaN where it stopped before it had any."""
+    return float(found["err"][-1]) if found["err"] else float("nan")
 
 
 def passage_potentials(

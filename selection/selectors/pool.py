@@ -18,7 +18,7 @@ from selection.corpus import Corpus
 from selection.devices import check_devices
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
-from selection.errors import StoreError
+from selection.errors import NearkinError, StoreError
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
@@ -44,14 +44,16 @@ class Pool:
         encoder: one of the store's, or ``cascade[:MODEL]``; None where it has only one.
         seed: for methods that draw.
         device: where task texts are encoded and products formed.
-        index: the kind of index; None is the store's own.
+        index: the kind of index; None is the one in use.
+        index_used: the kind that a method searched, or asked for centroids; None while none did.
+        centroids: whose ``cluster`` took: a kind of index, or ``k-means``.
         min_recall: what a cascade promises.
         report: told what a method plans and finds.
         everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
 
     Raises:
-        NearkinError: this machine has no such device.
+        NearkinError: this machine has no such device; or, once vectors are asked for, an index was named for a cascade.
     """
 
     store: Store
@@ -64,6 +66,8 @@ class Pool:
     report: Callable[[str], None] = log.info
     everything: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    index_used: str | None = field(default=None, init=False)
+    centroids: str | None = field(default=None, init=False)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +79,7 @@ class Pool:
 
         Raises:
             StoreError: the store has no such embeddings.
+            NearkinError: an index was named for a cascade.
         """
         store, model = self.store, cascade_model(self.encoder)
         if model is None:
@@ -91,6 +96,11 @@ class Pool:
         there = {} if full is None else store.manifest.encoders[full].shards
         if full is not None and all(shard.text in there for _, _, shard in store.corpus.shards):
             return full, False  # everything is encoded already
+        if self.index is not None:
+            raise NearkinError(
+                f"--index {self.index} cannot serve a cascade, which scans all cheap embeddings: leave it out, or run "
+                f"`nearkin build {store.path} --encoder {entry.model.removeprefix(STATIC)}` to encode every passage"
+            )
         return slug, True
 
     @property
@@ -157,6 +167,7 @@ class Pool:
             return
         queries = self.queries
         searcher = Searcher(self.store, self.slug, self.index, self.device)
+        self.index_used = searcher.entry.kind
         at_once = max(1, BLOCK_PAIRS // k)
         for start in range(0, len(queries), at_once):
             yield searcher.search(queries[start : start + at_once], k, start)

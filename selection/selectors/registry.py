@@ -35,14 +35,15 @@ def method_names() -> list[str]:
 
 
 def find_selector(method: str) -> Selector:
-    """The selector that ``NAME[:PARAMETER=VALUE,...]`` describes.
+    """The selector that ``NAME[:PARAMETER=VALUE,...]`` describes; text may hold commas (``curated:file=a,b.jsonl``).
 
     Raises:
         NearkinError: no such method or parameter, with the nearest name; or a value that is none of its type.
     """
     name, _, settings = method.partition(":")
     made = _class_of(name)
-    pairs = [part.partition("=") for part in settings.split(",") if part]
+    types = {} if hasattr(made, "from_settings") else get_type_hints(made)
+    pairs = [part.partition("=") for part in _parts(settings, types)]
     for key, equals, value in pairs:
         if not key or not equals or not value:
             raise NearkinError(f"--method {method}: write parameters as {name}:NAME=VALUE,NAME=VALUE")
@@ -51,7 +52,6 @@ def find_selector(method: str) -> Selector:
         raise NearkinError(f"--method {method}: a parameter is given twice")
     if hasattr(made, "from_settings"):  # a method whose parameters have no fixed names
         return made.from_settings(given)  # type: ignore[no-any-return]
-    types = get_type_hints(made)
     fields = [f.name for f in dataclasses.fields(made) if f.init] if dataclasses.is_dataclass(made) else []
     values = {}
     for key, value in given.items():
@@ -62,6 +62,18 @@ def find_selector(method: str) -> Selector:
     if missing := [key for key in _required(made) if key not in values]:
         raise NearkinError(f"method {name} needs {name}:{missing[0]}=VALUE")
     return made(**values)  # type: ignore[no-any-return]
+
+
+def _parts(settings: str, types: dict[str, Any]) -> list[str]:
+    """``NAME=VALUE`` each; what has no ``=`` belongs, with its comma, to the value before it, where that is text."""
+    parts: list[str] = []
+    for part in settings.split(","):
+        kind = types.get(parts[-1].partition("=")[0].strip()) if parts else None
+        if "=" not in part and (kind is str or str in getattr(kind, "__args__", ())):
+            parts[-1] += f",{part}"
+        elif part:
+            parts.append(part)
+    return parts
 
 
 def fresh(selector: Selector) -> Selector:

@@ -92,7 +92,7 @@ def _spread(distances: Floats, weights: Floats, filled: Floats, alpha: float, c:
 class TsdsSelector:
     """See `selection.selectors.Selector`. Its score is the probability p of a passage; its query sends the most of it.
 
-    Where more passages are wanted than have any mass, others follow with score 0, as `knn` ranks them.
+    Where more passages are wanted than have any mass, others follow with score 0, as `knn` ranks and counts them.
 
     Attributes:
         draw: ``gumbel``, without replacement in proportion to p; or ``top``, by p.
@@ -111,6 +111,7 @@ class TsdsSelector:
     kde_neighbours: int = 100
     name: ClassVar[str] = "tsds"
     _massive: pa.Table | None = field(default=None, init=False, repr=False, compare=False)
+    _nearest: KnnSelector = field(default_factory=KnnSelector, init=False, repr=False, compare=False)
 
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         if self._massive is None:
@@ -118,7 +119,7 @@ class TsdsSelector:
         count = pool.count(k, wanted)
         if count <= len(self._massive):
             return self._massive.slice(0, count)
-        nearest = KnnSelector().candidates(pool, None, count)
+        nearest = self._nearest.candidates(pool, None, count)
         return _followed(self._massive, nearest).slice(0, count)
 
     def _solve(self, pool: Pool) -> pa.Table:
@@ -194,9 +195,9 @@ def _as_arrays(pool: Pool, rows: int, width: int) -> tuple[npt.NDArray[np.float3
 
 
 def _followed(first: pa.Table, after: pa.Table) -> pa.Table:
-    """`first`, then what `after` has besides, with score 0 and n_queries 0."""
+    """`first`, then what `after` has besides, with score 0."""
     rest = after.filter(pa.array(~np.isin(after["doc_id"].to_numpy(), first["doc_id"].to_numpy())))
-    nothing = np.zeros(len(rest))
-    rest = candidate_table(rest["doc_id"].to_numpy(), nothing, rest["query_id"].to_numpy(), nothing.astype(np.int32))
+    doc_ids, query_ids, n_queries = (rest[name].to_numpy() for name in ("doc_id", "query_id", "n_queries"))
+    rest = candidate_table(doc_ids, np.zeros(len(rest)), query_ids, n_queries)
     both = pa.concat_tables([first, rest])
     return both.set_column(2, CANDIDATES.field("rank"), pa.array(np.arange(1, len(both) + 1), pa.int32()))

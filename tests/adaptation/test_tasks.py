@@ -9,6 +9,7 @@ import pytest
 from adaptation.cards import cards
 from adaptation.tasks import load_labelled, metric_of
 from selection.errors import InputError
+from selection.task import read_task
 
 BENCHMARK = {
     "chemprot": (4169, 2427, 3469, 13),
@@ -86,4 +87,15 @@ def test_tasks_that_cannot_be_finetuned_on(tmp_path, jsonl) -> None:
         load_labelled(tmp_path / "train.jsonl")
     jsonl(tmp_path / "test.jsonl", ["one", "two"], ["a", "a"])
     with pytest.raises(InputError, match="the one label 'a'"):
+        load_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("labels", ['["a", "b"]', '{"a": 1}'])
+def test_labels_that_are_no_single_names_are_for_selection_alone(tmp_path: Path, labels: str) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(
+            f'{{"text": "one", "label": {labels}}}\n{{"text": " ", "label": null}}\n'
+        )
+    assert read_task(tmp_path).train_texts.to_pylist() == ["one"]
+    with pytest.raises(InputError, match=r'"label" of train.jsonl holds .*, and finetuning needs one name an example'):
         load_labelled(tmp_path)

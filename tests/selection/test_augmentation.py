@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.harvest import Harvest
-from selection import augmentation, filling
+from selection import augmentation, filling, gate, guard
 from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
 from selection.building import build, collect
 from selection.errors import InputError, NearkinError, StoreError
 from selection.guard import Duplicates, Guard, normalise
 from selection.index.search import NEIGHBOURS
+from selection.indexing import index as make_index
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.reading import read_table
@@ -89,6 +90,23 @@ def test_budgets_are_kept_and_nearly_used(built: Path, task_folder: Path, tmp_pa
         Budget()
     with pytest.raises(NearkinError, match="at least 1"):
         Budget(docs=0)
+
+
+def test_a_passage_too_long_for_what_is_left_is_told(
+    built: Path, task_folder: Path, passages: pa.Table, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [*passages["text"].to_pylist()[:3], " ".join(passages["text"].to_pylist()[3:40]), "One more passage."]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+    first, long = (int(count_tokens(pa.array(part), "all-MiniLM-L6-v2").sum()) for part in (lines[:3], lines[3:4]))
+    method = f"curated:file={mine}"
+    result = run(built, task_folder, tmp_path / "a", method, near="off", tokens=first + long - 1)
+    assert (result.passages, result.tokens) == (3, first)
+    told = f"the set ends at {first:,} of {first + long - 1:,} tokens, since the next passage has {long:,}:"
+    assert [r.getMessage()[: len(told)] for r in caplog.records] == [told]
+    for budget in ({"tokens": first + 1}, {"docs": 3, "tokens": first + long - 1}, {"tokens": first + long}):
+        run(built, task_folder, tmp_path / f"b{len(list(tmp_path.iterdir()))}", method, near="off", **budget)
+    assert len(caplog.records) == 1
 
 
 def test_the_whole_corpus_can_be_asked_for(built: Path, task_folder: Path, tmp_path: Path) -> None:
@@ -226,6 +244,12 @@ def test_a_split_that_is_absent_is_pointed_out(
     assert [r.getMessage() for r in caplog.records] == [f"{task} has no dev.jsonl: nothing guards its texts"]
 
 
+def test_labels_may_be_lists_where_none_are_needed(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_text('{"text": "Sparse matrices.", "label": ["a", "b"]}\n', encoding="utf-8")
+    assert run(built, tmp_path / "task.jsonl", tmp_path / "set", docs=5).passages == 5
+    assert query(built, tmp_path / "task.jsonl", 3).neighbours.num_rows == 3
+
+
 def test_nothing_left_is_an_error_and_writes_nothing(
     leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +269,23 @@ def test_a_set_is_the_same_however_its_passages_are_read(
     assert run(built, task_folder, tmp_path / "many", **budget).table.equals(expected)
     monkeypatch.setattr(filling, "READ_BYTES", 1)
     assert run(built, task_folder, tmp_path / "each", **budget).table.equals(expected)
+
+
+def test_a_random_order_is_the_seeds_and_reads_many_blocks_at_once(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked = run(built, task_folder, tmp_path / "rank", docs=50).table
+    expected = ranked.take(np.random.default_rng(3).permutation(50))
+    gathered, plain = [], augmentation._gathered
+    monkeypatch.setattr(augmentation, "_gathered", lambda *given: gathered.append(len(given[2])) or plain(*given))
+    monkeypatch.setattr(filling, "BLOCK", 7)
+    monkeypatch.setattr(augmentation, "BLOCK", 7)
+    for read_bytes, blocks in ((1 << 28, [50]), (1, [7] * 7 + [1])):
+        monkeypatch.setattr(augmentation, "READ_BYTES", read_bytes)
+        out = tmp_path / str(read_bytes)
+        assert select(built, task_folder, out, "knn", Budget(docs=50), order="random", seed=3).table.equals(expected)
+        assert gathered == blocks
+        gathered.clear()
 
 
 def test_a_store_that_changes_meanwhile_gives_no_set(
@@ -281,6 +322,29 @@ def test_a_report_may_lie_beside_the_set(again: bool, built: Path, task_folder: 
     assert sorted(path.name for path in out.iterdir()) == ["augmentation.parquet", "manifest.json", "removed.csv"]
 
 
+def test_the_manifest_names_the_index_that_was_used(
+    store: Path, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_index(store, "ivf")
+    make_index(store, "stream")
+    used = {}
+    for method, named in [("knn", None), ("knn", "ivf"), ("cluster", None), ("cluster", "ivf"), ("classifier", None)]:
+        out = tmp_path / f"{method}-{named}"
+        select(store, task_folder, out, method, Budget(docs=5), index=named)
+        parameters = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["parameters"]
+        used[method, named] = parameters["index"], parameters.get("centroids")
+    assert used == {
+        ("knn", None): ("stream", None),
+        ("knn", "ivf"): ("ivf", None),
+        ("cluster", None): ("stream", "k-means"),
+        ("cluster", "ivf"): ("ivf", "ivf"),
+        ("classifier", None): (None, None),
+    }
+    assert not caplog.records
+    select(store, task_folder, tmp_path / "r", "random", Budget(docs=5), index="ivf")
+    assert [r.getMessage() for r in caplog.records] == ["--index ivf was not used: method random searches no index"]
+
+
 def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="written by tiny-encoder, not by all-MiniLM-L6-v2"):
         select(built, task_folder, tmp_path / "set", "knn", Budget(k=1), encoder="all-MiniLM-L6-v2")
@@ -311,3 +375,24 @@ def test_a_text_is_counted_once_as_a_leak(task_folder: Path) -> None:
     reasons = Guard.of(twice).reasons(texts)
     assert reasons["test"].all()
     assert not reasons["dev"].any()
+
+
+def test_forbidden_texts_are_prepared_once_however_often_candidates_are_asked_for(
+    leaky: tuple[Path, Task], task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, list[Any]] = defaultdict(list)
+
+    def watch(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: made[name].append(given[0]) or plain(*given))
+
+    watch(gate, "Contained")
+    watch(augmentation, "Gate")
+    watch(guard, "text_hashes")
+    monkeypatch.setattr(filling, "BLOCK", 7)
+    run(leaky[0], task_folder, tmp_path / "set", "random", docs=3)
+    assert len(made["Gate"]) > 1
+    assert len(made["Contained"]) == 1
+    sizes = [len(column) for column in Guard.of(leaky[1]).forbidden.values()]
+    assert min(sizes) > 7
+    assert sorted(len(texts) for texts in made["text_hashes"] if len(texts) > 7) == sorted(sizes)

@@ -156,7 +156,7 @@ def test_candidates_are_the_union_and_k_grows_with_what_is_wanted(built: Path, t
     search = LexicalSearch(pool.corpus, pool.task.train_texts)
     selector = Bm25Selector()
     assert selector.candidates(pool, 3, 10**6).equals(union(search.neighbours(3)))
-    unions = (union(search.neighbours(number)) for number in (5, 10, 20, 40, 80))
+    unions = (union(search.neighbours(number)) for number in (4, 8, 16, 32, 64))
     assert selector.candidates(pool, None, 200).equals(next(table for table in unions if table.num_rows >= 200))
     assert selector.candidates(pool, None, 600).num_rows == search.reachable
 

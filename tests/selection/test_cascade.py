@@ -354,6 +354,9 @@ def test_query_and_select_take_a_cascade(
     assert code == 0, errors
     told = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert told["parameters"]["encoder"] == name
+    code, _, errors = cli("query", store, task_folder, "--encoder", name, "--index", "stream")
+    assert code == 1
+    assert "--index stream cannot serve a cascade" in errors
     assert cli("verify", store)[0] == 0
     code, _, errors = cli("query", tmp_path / "full", task_folder, "--encoder", "cascade")
     assert code == 1

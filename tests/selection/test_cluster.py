@@ -18,7 +18,7 @@ from selection.index.kmeans import nearest_centroids
 from selection.index.search import find_index
 from selection.indexing import index
 from selection.selectors import CANDIDATES
-from selection.selectors.cluster import ClusterSelector, centroids_for, cluster_weights
+from selection.selectors.cluster import STEP, UNVISITED, ClusterSelector, centroids_for, cluster_weights, in_turn
 from selection.selectors.pool import Pool
 from selection.store import Store
 from selection.task import read_task
@@ -36,7 +36,7 @@ def test_weights_are_ratios_and_unvisited_clusters_stand_by_distance(seed: int, 
     centroids, task = (rng.normal(size=(n, 5)).astype(np.float32) for n in (clusters, queries))
     sizes = rng.integers(0, 50, clusters) + (np.arange(clusters) == 0)
     weights = cluster_weights(task, centroids, sizes)
-    of_task = nearest_centroids(task, centroids)[:, 0].tolist()
+    of_task = nearest_centroids(task, centroids, number="float32")[:, 0].tolist()
     visited = {c for c in of_task if sizes[c] > 0}
     for c in visited:
         assert weights[c] == pytest.approx(np.log(of_task.count(c) / queries / (sizes[c] / sizes.sum())))
@@ -50,7 +50,7 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     centroids = centroids_for(pool, pool.embeddings, 6)
     monkeypatch.setattr("selection.selectors.cluster.centroids_for", lambda *_: centroids)
     vectors = np.concatenate(list(pool.embeddings)).astype(np.float32)
-    which = nearest_centroids(vectors, centroids)[:, 0]
+    which = nearest_centroids(vectors, centroids, number="float32")[:, 0]
     sizes = np.bincount(which, minlength=6)
     task = np.zeros(6)
     task[np.argsort(-sizes)[:3]] = 0.3, 0.2, 0.5
@@ -64,6 +64,31 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(shares, task, atol=0.04)
     within = Counter(np.concatenate(drawn)[which[np.concatenate(drawn)] == task.argmax()].tolist())
     assert max(within.values()) < 60  # of 30 on average: no passage is preferred within a cluster
+
+
+@pytest.mark.parametrize("budget", [20, 100, 200, 420])
+def test_shares_hold_until_a_cluster_is_used_up(budget: int) -> None:
+    """Clusters of 400, 100 and 60 passages of which the task is in the first two: 100 of the second end at 200."""
+    rng = np.random.default_rng(0)
+    clusters = rng.permutation(np.repeat(np.arange(3, dtype=np.int32), [400, 100, 60]))
+    weights = np.log([0.5 / (400 / 560), 0.5 / (100 / 560), 1])
+    weights[2] = UNVISITED - STEP
+    turns = in_turn(clusters, weights, np.random.default_rng(1))
+    chosen = clusters[np.argsort(-turns, kind="stable")[:budget]]
+    second = min(budget / 2, 100)
+    np.testing.assert_allclose(np.bincount(chosen, minlength=3), [budget - second, second, 0], atol=1)
+    assert len(set(turns.tolist())) == 560
+
+
+def test_small_clusters_have_their_share_of_small_sets() -> None:
+    """Fifty clusters with one example each, one with fifty: half of ten passages are of the fifty, on average."""
+    clusters = np.repeat(np.arange(51, dtype=np.int32), 30)
+    weights = np.log(np.append(np.full(50, 0.01), 0.5) * 51)
+    large = []
+    for seed in range(200):
+        turns = in_turn(clusters, weights, np.random.default_rng(seed))
+        large.append(np.count_nonzero(clusters[np.argsort(-turns)[:10]] == 50))
+    assert np.mean(large) == pytest.approx(5, abs=0.3)
 
 
 def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
@@ -89,6 +114,14 @@ def test_everything_is_ranked_and_repeats_itself(pool: Pool) -> None:
     assert ClusterSelector(16).candidates(pool, None, 30)["doc_id"].to_pylist() != few["doc_id"].to_pylist()
 
 
+def test_what_format_is_fastest_decides_nothing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = []
+    for number in ("float32", "bfloat16"):
+        monkeypatch.setattr("selection.index.kmeans.fastest_number", lambda device, number=number: number)
+        sets.append(ClusterSelector().candidates(pool, None, 600))
+    assert sets[0].equals(sets[1])
+
+
 def test_centroids_of_the_index_are_used_where_it_has_some(store: Path, task_folder: Path) -> None:
     own = centroids_for(Pool(Store(store), read_task(task_folder)), Pool(Store(store), None).embeddings, None)  # type: ignore[arg-type]
     assert own.shape == (48, 32)
@@ -101,7 +134,15 @@ def test_centroids_of_the_index_are_used_where_it_has_some(store: Path, task_fol
     pool.index = "stream"
     np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
     pool.index = None
+    index(store, "stream")  # the one in use from now on: inverted lists beside it decide nothing
+    pool = Pool(Store(store), read_task(task_folder))
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
+    pool.index = "ivf"
+    np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), stored)
     next(iter(pool.store.manifest.indexes.values())).embeddings = "of older passages"
+    with pytest.raises(StoreError, match="ivf index of tiny-encoder is older than its embeddings"):
+        centroids_for(pool, pool.embeddings, None)
+    pool.index = None
     np.testing.assert_array_equal(centroids_for(pool, pool.embeddings, None), own)
 
 

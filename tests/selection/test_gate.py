@@ -10,12 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selection import augmentation
 from selection.augmentation import Budget, select
 from selection.building import build
 from selection.errors import NearkinError
 from selection.gate import REMOVED, Gate, Nearness
 from selection.guard import Guard, normalise
 from selection.ingest import CorpusSpec
+from selection.selectors.pool import Pool
+from selection.selectors.random import RandomSelector
+from selection.store import Store
+from selection.task import read_task
 from tests.conftest import Cli, write_task
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -138,3 +143,27 @@ def test_near_all_compares_embeddings(tmp_path: Path) -> None:
         select(tmp_path / "store", task, tmp_path / "x", f"curated:file={tmp_path / 'corpus.parquet'}", near="all")
     with pytest.raises(NearkinError, match="unknown nearness"):
         select(tmp_path / "store", task, tmp_path / "x", "random", Budget(docs=1), near="some")
+
+
+def test_near_all_encodes_each_text_once_and_no_blank_one(
+    leaky: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, task = leaky
+    texts = ["An excluded text.", "", None, " ", "An excluded text.", "Another one."]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "outside.parquet")
+    encoded: list[list[str | None]] = []
+    plain = augmentation.encode_texts
+    monkeypatch.setattr(
+        augmentation, "encode_texts", lambda *given: encoded.append(given[2].to_pylist()) or plain(*given)
+    )
+    excluded, pool = [tmp_path / "outside.parquet"], Pool(Store(store), read_task(task))
+
+    def nearness() -> Nearness:
+        return augmentation._nearness("all", RandomSelector(), pool, Guard.of(pool.task, excluded), excluded)
+
+    assert {reason: len(vectors) for reason, vectors in nearness().forbidden.items()} == {
+        "test": 1, "dev": 1, "excluded": 2,
+    }  # fmt: skip
+    assert ["An excluded text.", "Another one."] in encoded
+    pq.write_table(pa.table({"text": pa.array([None, ""])}), tmp_path / "outside.parquet")
+    assert set(nearness().forbidden) == {"test", "dev"}

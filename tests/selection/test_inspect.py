@@ -224,8 +224,30 @@ def test_what_is_gone_is_left_out_with_a_reason(
         inspect(copied, store=tmp_path / "no-store")
     with pytest.raises(InputError):
         inspect(copied, task=tmp_path / "no-task")
-    rewrite(copied, table, queries=41, task=str(task_folder))
+    rewrite(copied, table, queries=41, task=str(task_folder), task_texts=None)
     assert "40 examples and had 41" in inspect(copied).left_out["task examples"]
+
+
+def test_a_set_is_held_against_the_texts_it_was_selected_for_from_wherever_it_is_asked(
+    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Path(shutil.copytree(task_folder, tmp_path / "task"))
+    monkeypatch.chdir(tmp_path)
+    select(built, "task", "set", "knn", Budget(docs=9), exclude=["task/test.jsonl"])
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    found = inspect("../set")
+    assert found.left_out == {}
+    assert (found.manifest["task"], found.manifest["store"]) == (str(task), str(built))
+    assert found.manifest["parameters"]["exclude"] == [str(task / "test.jsonl")]
+    lines = (task / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    (task / "train.jsonl").write_text("\n".join(lines[1:] + lines[:1]) + "\n", encoding="utf-8")
+    for named in (None, task):
+        changed = inspect("../set", task=named)
+        assert set(changed.left_out) == {"KL reduction", "task examples"}
+        told = f"the training texts of {task} are not those that the set was selected for"
+        assert all(told in reason for reason in changed.left_out.values())
+    assert inspect("../set", task=task_folder).kl_reduction == found.kl_reduction
 
 
 def test_curated_passages_are_not_taken_for_the_stores(

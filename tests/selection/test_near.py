@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from selection import hashes, near, near_cosine
 from selection.errors import NearkinError
 from selection.guard import PRIORITY, normalise
-from selection.hashes import ngram_hashes, word_hashes
+from selection.hashes import ngram_hashes, spaced, word_hashes
 from selection.near import Contained, Copies, Leaks, NearDuplicates
 from selection.near_cosine import CosineDuplicates, CosineLeaks
 
@@ -146,6 +146,37 @@ def test_chunks_nulls_and_slices_of_arrays_are_texts_like_any() -> None:
     assert NearDuplicates(2, 0.5).find(texts, np.ones(4, bool)).of.tolist() == [-1, -1, 0, -1]
     assert told(Contained({}).find(texts_of(["a"] * 3))) == [None] * 3
     assert len(Contained({"test": texts_of([])}).find(texts_of([])).reason) == 0
+
+
+UNSPACED = {
+    "chinese": (
+        "研究表明,该药物能够显著抑制肿瘤细胞的生长和扩散。",
+        "背景:我们进行了一项随机试验。",
+        "结果在2019年发表于期刊。",
+    ),
+    "japanese": ("この データは、腫瘍細胞の増殖を抑制することを示した。", "背景として、", "以上の結果を報告する。"),
+    "thai": ("ผลการศึกษาพบว่ายานี้สามารถยับยั้งการเติบโตของเซลล์มะเร็งได้", "บทนำ", "และตีพิมพ์ในปีนี้"),
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_scripts_without_spaces_are_compared_by_character(script: str) -> None:
+    sentence, before, after = UNSPACED[script]
+    held, cut = before + sentence + after, before + sentence[:9] + after
+    texts = normalise(pa.array([held, cut, after * 3, "words of another script " + sentence]))
+    leaks = Contained({"test": normalise(pa.array([sentence]))}).find(texts)
+    assert told(leaks) == [("test", 0), None, None, ("test", 0)]
+    copies = NearDuplicates().find(normalise(pa.array([sentence, sentence + after[:3], cut])), np.ones(3, bool))
+    assert copies.of.tolist() == [-1, 0, -1]
+
+
+def test_spaces_stand_around_characters_of_scripts_without_any_and_nowhere_else() -> None:
+    texts = texts_of(["naïve ħ ω", "", "abc漢字def 水", "データ", "ที่นี่", "x"])
+    expected = ["naïve ħ ω", "", "abc 漢 字 def 水", "デ ー タ", "ที่ นี่", "x"]
+    assert [" ".join(text.split()) for text in spaced(texts).to_pylist()] == expected
+    assert word_hashes(spaced(texts)).values.tolist() == word_hashes(texts_of(expected)).values.tolist()
+    assert spaced(texts.slice(2, 2)).to_pylist() == spaced(texts).to_pylist()[2:4]
+    assert len(spaced(texts.slice(0, 0))) == 0
 
 
 def plain_copies(texts: list[str], allowed: list[bool], n: int, share: float) -> Copies:

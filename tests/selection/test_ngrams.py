@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from selection import ngrams as module
 from selection.errors import NearkinError, StoreError
-from selection.ngrams import NgramFeatures, NgramHasher, log_ratio, sums, text_counts
+from selection.kept import write_kept
+from selection.ngrams import NgramFeatures, NgramHasher, corpus_counts, log_ratio, sums, text_counts
 from selection.selectors.dsir import DsirSelector
 from selection.selectors.pool import Pool
 from selection.store import Store
@@ -73,8 +74,28 @@ def test_features_are_kept_and_checked(store: Path) -> None:
     assert list(kept.parent.iterdir()) == [kept]
 
 
+def test_counts_of_a_corpus_are_kept_and_checked(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Store(store)
+    expected = np.bincount(NgramHasher()(opened.corpus.texts(0)).values, minlength=10_000)
+    made, plain = [], NgramFeatures.counts
+    monkeypatch.setattr(NgramFeatures, "counts", lambda self: made.append(1) or plain(self))
+    for _ in range(2):
+        assert np.array_equal(corpus_counts(opened), expected)
+    assert len(made) == 1
+    (kept,) = (store / "ngrams").glob("*.arrow")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.replace(expected[:50].tobytes(), (expected[:50] + 1).tobytes()))
+    assert kept.read_bytes() != whole
+    assert np.array_equal(corpus_counts(opened), expected)
+    assert kept.read_bytes() == whole
+    write_kept(kept, pa.RecordBatch.from_arrays([pa.array(expected * 2)], ["count"]), {"texts": "of an older corpus"})
+    assert np.array_equal(corpus_counts(opened), expected)
+    assert len(made) == 3
+
+
 def test_a_store_that_cannot_be_written_to_still_works(store: Path) -> None:
     (store / "ngrams").write_text("in the way")
+    assert corpus_counts(Store(store)).sum() > 600
     assert len(NgramFeatures(Store(store)).shard(0)) == 600
 
 

@@ -92,6 +92,13 @@ def test_any_text_is_counted_as_by_hand(
     assert found.matrix[0, 1] == found.matrix[1, 0] == plain_share(first, second, top)
 
 
+def test_marks_are_part_of_their_words(tmp_path: Path) -> None:
+    texts = [["हिन्दी भाषा", "cafe\u0301 noir"], ["हिन्दी भाषा", "caf noir"]]
+    found = overlap([(name, write(tmp_path / f"{name}.parquet", text)) for name, text in zip("ab", texts, strict=True)])
+    assert found.words == found.vocabulary == [4, 4]
+    assert found.matrix[0, 1] == 0.75
+
+
 def test_equal_counts_stand_in_the_order_of_their_bytes(tmp_path: Path) -> None:
     domains = [
         ("a", write(tmp_path / "a.parquet", ["zebra apple éclair pear"])),

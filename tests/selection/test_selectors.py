@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selection.augmentation import AUGMENTATION, Budget, select
 from selection.errors import InputError, NearkinError
+from selection.index.ranking import neighbour_table
 from selection.selectors import CANDIDATES
+from selection.selectors.bm25 import LexicalSearch
 from selection.selectors.domain import PartOfCorpus
 from selection.selectors.dsir import DsirSelector
+from selection.selectors.knn import GrowingUnion, union
 from selection.selectors.pool import Pool
 from selection.selectors.random import RandomSelector
 from selection.selectors.registry import find_selector, method_names
@@ -74,6 +80,51 @@ def test_candidates_asked_again_with_more_are_those_before_and_more(
     assert few.slice(0, 20).equals(more.slice(0, 20))
 
 
+def lists(seed: int, queries: int, size: int) -> Callable[[int], Iterator[pa.Table]]:
+    """Neighbours of queries that share many of them: the first passages are near most."""
+    rng = np.random.default_rng(seed)
+    ids = np.argsort(rng.normal(size=(queries, size)) + np.arange(size) / rng.integers(1, size + 1), axis=1)
+    scores = -np.sort(-rng.random((queries, size)).astype(np.float32), axis=1)
+    return lambda k: iter([neighbour_table(scores[:, :k], ids[:, :k])])
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(0, 1000), st.integers(1, 6), st.integers(1, 40), st.lists(st.integers(1, 40), min_size=1, max_size=5)
+)
+def test_a_union_depends_on_what_is_asked_for_and_not_on_what_was_before(
+    seed: int, queries: int, size: int, asked: list[int]
+) -> None:
+    neighbours, grown = lists(seed, queries, size), GrowingUnion()
+    ladder = [union(neighbours(min(1 << step, size))) for step in range(7)]
+    for wanted in [min(w, size) for w in asked]:
+        found = grown.holding(wanted, queries, size, neighbours)
+        assert found.equals(next(one for one in ladder if one.num_rows >= wanted))
+        columns = ["doc_id", "score", "rank", "query_id"]  # whatever k suffices
+        whole = ladder[-1].select(columns).slice(0, wanted)
+        assert found.select(columns).slice(0, wanted).equals(whole)
+
+
+@pytest.mark.parametrize("method", ["knn", "bm25"])
+def test_neighbours_are_not_searched_twice(
+    built: Path, task_folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    of = {"knn": Pool, "bm25": LexicalSearch}[method]
+    plain = of.neighbours
+    monkeypatch.setattr(of, "neighbours", lambda self, k: asked.append(k) or plain(self, k))  # type: ignore[func-returns-value]
+    pool, selector = Pool(Store(built), read_task(task_folder)), find_selector(method)
+    few = selector.candidates(pool, None, 50)
+    searches = len(asked)
+    assert selector.candidates(pool, None, 50).equals(few)
+    assert len(asked) == searches
+    more = selector.candidates(pool, None, 200)
+    assert more.equals(find_selector(method).candidates(pool, None, 200))
+    assert all(k & (k - 1) == 0 or k == 600 for k in asked)
+    begun = asked.index(asked[-1])  # the first search of the k that sufficed
+    assert min(asked[searches : begun + 1]) > max(asked[:searches])
+
+
 def test_names_and_parameters() -> None:
     assert find_selector("dsir:draw=top,buckets=500,min_words=10") == DsirSelector("top", 500, 10)
     assert isinstance(find_selector("random"), RandomSelector)
@@ -94,6 +145,16 @@ def test_names_and_parameters() -> None:
         "mix:knn=1,mix=1": "cannot mix in mix",
     }.items():
         with pytest.raises(NearkinError, match=sentence.replace("(", r"\(")):
+            find_selector(wrong)
+
+
+def test_text_may_hold_commas() -> None:
+    curated: Any = find_selector("curated:file=a,b.jsonl,column=the text, all of it")
+    assert (curated.file, curated.column) == ("a,b.jsonl", "the text, all of it")
+    domain: Any = find_selector("domain:source=one,two")
+    assert domain.source == "one,two"
+    for wrong in ("dsir:draw=top,500", "tsds:alpha=0,5", "mix:knn=1,random"):
+        with pytest.raises(NearkinError, match="write parameters as"):
             find_selector(wrong)
 
 
@@ -138,13 +199,17 @@ def test_a_domain_is_everything_or_a_uniform_part(built: Path, task_folder: Path
         select(built, task_folder, tmp_path / "none", "domain:source=other")
 
 
-@pytest.mark.parametrize("source", [None, "one", "two", "three", "two+three", "one+three"])
+@pytest.mark.parametrize("source", [None, "one", "two", "three", "two+three", "one+three", "one,three"])
 def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) -> None:
     names, sizes = ["one", "two", "two", "one", "three"], np.array([3, 1, 4, 1, 5])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     corpus: Any = SimpleNamespace(shards=[(name, None, None) for name in names], offsets=offsets)
     passages = PartOfCorpus(corpus, source)
-    wanted = [row for row, name in enumerate(np.repeat(names, sizes)) if source is None or name in source.split("+")]
+    wanted = [
+        row
+        for row, name in enumerate(np.repeat(names, sizes))
+        if source is None or name in source.replace(",", "+").split("+")
+    ]
     assert len(passages) == len(wanted)
     assert passages.all().tolist() == passages.doc_ids(np.arange(len(wanted))).tolist() == wanted
     assert passages.doc_ids(np.arange(len(wanted))[::-1]).tolist() == wanted[::-1]

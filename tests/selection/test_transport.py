@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from selection.errors import NearkinError, StoreError
 from selection.selectors import CANDIDATES
+from selection.selectors.knn import KnnSelector
 from selection.selectors.ot import OtSelector, passage_potentials, task_potentials
 from selection.selectors.pool import Pool
 from selection.selectors.tsds import TsdsSelector, densities, probabilities
@@ -203,6 +204,9 @@ def test_tsds_fills_any_budget_and_repeats_itself(
     assert 20 < massive < 400
     assert (scores[:massive] > 0).all()
     assert scores.sum() == pytest.approx(1)
+    nearest = {row["doc_id"]: row for row in KnnSelector().candidates(pool, None, 600).to_pylist()}
+    for row in every.slice(massive).to_pylist():
+        assert all(row[name] == nearest[row["doc_id"]][name] for name in ("query_id", "n_queries"))
     assert TsdsSelector(neighbours=10).candidates(pool, None, 600).equals(every)
     assert len(selector.candidates(pool, 2, 1)) == 80
     monkeypatch.setattr("selection.selectors.tsds.MOST_PAIRS", 400)
@@ -246,6 +250,20 @@ def test_potentials_stay_finite_where_kernels_vanish() -> None:
     found = task_potentials(passages, queries, 0.01)
     np.testing.assert_allclose(found, g, atol=2e-3)
     np.testing.assert_allclose(passage_potentials(passages, queries, found, 0.01), f, atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", [12, 25])
+def test_numbers_out_of_range_are_no_solution(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """POT's plain form stops here and gives the last numbers within range, which are finite and off by 0.04 to 0.2."""
+    passages, queries = units(seed, 20, 2), units(seed + 1000, 20, 2)
+    _, g = by_pot(passages.astype(np.float64), queries.astype(np.float64), 0.01)
+    np.testing.assert_allclose(task_potentials(passages, queries, 0.01), g, atol=1e-4)
+    assert not caplog.records
+
+
+def test_a_transport_far_from_solved_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    task_potentials(units(4, 20, 2), units(1004, 20, 2), 0.01)
+    assert "after 500 steps, 1e-05 was aimed at: a larger blur than 0.01 is solved sooner" in caplog.text
 
 
 def test_the_score_is_what_a_little_mass_does_to_the_distance() -> None:
