@@ -32,7 +32,7 @@ from selection.filling import Budget
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "2"  # raised where a step comes to give another result for the same inputs
+FORMAT = "3"  # raised where a step comes to give another result for the same inputs
 LOSS_DOCUMENTS = 1000
 
 Say = Callable[[str], None]

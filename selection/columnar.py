@@ -72,7 +72,7 @@ class ParquetFile:
         self._batch_rows: dict[tuple[str, ...] | None, list[int]] = {}
 
     def cut_behind(self, row: int) -> int:
-        return (row // BATCH_ROWS + 1) * BATCH_ROWS
+        return min((row // BATCH_ROWS + 1) * BATCH_ROWS, self.rows)
 
     def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         stream = self._stream(start, columns)
@@ -159,10 +159,18 @@ class ArrowFile:
                 return
             low, high = max(start - row, 0), min(stop - row, len(batch))
             wanted = batch if columns is None else batch.select(columns)
-            rows = batch_rows(len(batch), wanted.nbytes)
+            rows = batch_rows(len(batch), _size(wanted))
             for at in range(low, high, rows):
                 yield without_views(wanted.slice(at, min(rows, high - at)))
             row += len(batch)
+
+
+def _size(batch: pa.RecordBatch) -> int:
+    """Bytes of a batch; of the buffers that it shares with others, where this Arrow cannot tell its own."""
+    try:
+        return int(batch.nbytes)
+    except pa.ArrowException:
+        return int(batch.get_total_buffer_size())
 
 
 def batch_rows(rows: int, size: int) -> int:

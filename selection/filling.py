@@ -111,8 +111,8 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
         log.warning("the budget was not reached: %s has no more passages that may be selected", selector.name)
     if filling.misfit is not None and filling.tokens < NEARLY_FULL * (budget.tokens or 0):
         log.warning(
-            "the set ends at %s of %s tokens, since the next passage has %s: `nearkin build --corpus ... --chunk N` "
-            "splits passages longer than N tokens",
+            "the set ends at %s of %s tokens, since the next passage has %s (long passages of a corpus are split by "
+            "`nearkin build --chunk N`)",
             *(f"{number:,}" for number in (filling.tokens, budget.tokens or 0, filling.misfit)),
         )
     return filling

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,8 +77,11 @@ def parse_corpus(argument: str, option: str = "--corpus ") -> tuple[str, str]:
     return name, location
 
 
-def find_files(location: str) -> list[Path]:
+def find_files(location: str, quiet: bool = False) -> list[Path]:
     """The files of a corpus, sorted by path: one file, all of a folder (recursively), or those of a glob.
+
+    Args:
+        quiet: whether nothing is said of files that are left out.
 
     Raises:
         InputError: nothing there that nearkin reads.
@@ -91,7 +95,7 @@ def find_files(location: str) -> list[Path]:
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
         unread = [p for p in found if columnar and kind_of(p) in TEXT_KINDS - {".json", ".txt"}]
-        if unread:
+        if unread and not quiet:
             log.warning(
                 "%s: only Parquet and Arrow files are read where there are any: %d others, such as %s, are left out",
                 path, len(unread), min(unread).name,
@@ -112,7 +116,7 @@ def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
         return []
     known = {file.path for file in entry.sources}
     try:
-        return [file for file in find_files(location) if store.relative(file) not in known]
+        return [file for file in find_files(location, quiet=True) if store.relative(file) not in known]
     except InputError:
         return []
 
@@ -152,7 +156,7 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
             return known
         path = Path(spec.location)
         pieces = _pieces(_hub_batches(spec.location), spec.text_column, path)
-        return _convert(store, spec, [], ((path, batch, whole) for batch, whole in pieces))
+        return _convert(store, spec, [], ((path, batch, ends) for batch, ends in pieces))
     files = find_files(spec.location)
     unmoved = known and _same(known, spec) and [f.path for f in known.sources] == [store.relative(f) for f in files]
     if known and unmoved and all(store.is_whole(f) for f in [*known.sources, *known.files]):
@@ -160,7 +164,7 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     kinds = {kind_of(f) for f in files}
     if kinds <= COLUMNAR_KINDS and spec.chunk is None:
         return _scan(store, spec, files)
-    batches = ((f, batch, whole) for f in files for batch, whole in _any_batches(f, spec.text_column))
+    batches = ((f, batch, ends) for f in files for batch, ends in _any_batches(f, spec.text_column))
     return _convert(store, spec, files, batches)
 
 
@@ -273,14 +277,14 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
             columns = None if spec.where else [spec.text_column]
             cutter = _ShardCutter(store.relative(path), row)
             read = _guarded(path, file.batches(0, file.rows, columns))
-            for batch, whole in _pieces(read, spec.text_column, path, file):
+            for batch, ends in _pieces(read, spec.text_column, path, file):
                 numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
                 passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
                 blank, filtered = blank + no_text, filtered + left_out
                 cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
                 bar.update(len(batch))
-                if whole and cutter.full:
+                if ends and cutter.full:
                     _collect(cutter, shards, folder)
             _collect(cutter, shards, folder)
             row += file.rows
@@ -339,10 +343,18 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         raise unreadable(path) from error
 
 
+class Ends(IntEnum):
+    """What ends behind a piece of a batch; where to cut depends on these alone, so that texts keep their embeddings."""
+
+    NOTHING = 0
+    QUARTER = 1  # a quarter of a shard's text
+    BATCH = 2  # a batch of `BATCH_ROWS`, or what was read in one
+
+
 def _pieces(
     batches: Iterator[pa.RecordBatch], column: str, path: Path, file: ColumnarFile | None = None
-) -> Iterator[tuple[pa.RecordBatch, bool]]:
-    """Batches in pieces, and of each whether a shard may end behind it: where a whole batch or a quarter shard does.
+) -> Iterator[tuple[pa.RecordBatch, Ends]]:
+    """Batches in pieces, and of each what ends behind it: a shard may where anything does.
 
     Args:
         batches: all of `file`, from its first row on, however it cuts them; without a file each of them is whole.
@@ -359,8 +371,8 @@ def _pieces(
             until = seen + np.cumsum(some)
             full = np.flatnonzero(until // most > (until - some) // most) + 1
             for start, stop in pairwise(np.union1d([0, count], full).tolist()):
-                whole = row + stop == cut or stop in full
-                yield batch.slice(at + start, stop - start), whole
+                ends = Ends.BATCH if row + stop == cut else Ends.QUARTER if stop in full else Ends.NOTHING
+                yield batch.slice(at + start, stop - start), ends
             row, at = row + count, at + count
             seen = 0 if row == cut else int(until[-1])
 
@@ -372,7 +384,7 @@ def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtere
 
 
 def _convert(
-    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch, bool]]
+    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch, Ends]]
 ) -> CorpusEntry:
     """Writes a corpus to Parquet parts in the store, then scans those like any other."""
     blank = filtered = row = 0
@@ -383,13 +395,13 @@ def _convert(
     with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         parts = _PartWriter(folder)
         with closing(parts):
-            for path, batch, whole in batches:
+            for path, batch, ends in batches:
                 numbers = np.arange(row, row + len(batch), dtype=np.int64)
                 passage = passages(batch, spec.text_column, spec.name, numbers, path)
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
                 blank, filtered, row = blank + no_text, filtered + left_out, row + len(batch)
                 table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
-                parts.write(chunker.split(table) if chunker else table, whole)
+                parts.write(chunker.split(table) if chunker else table, ends is Ends.BATCH)
                 bar.update(len(batch))
         if parts.rows == 0:
             _require_passages(spec, [], blank, filtered)
@@ -406,9 +418,9 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
     for path in parts:
         file = open_columnar(path)
         cutter = _ShardCutter(store.relative(path), row)
-        for batch, whole in _pieces(file.batches(0, file.rows, ["text"]), "text", path, file):
+        for batch, ends in _pieces(file.batches(0, file.rows, ["text"]), "text", path, file):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
-            if whole and cutter.full:
+            if ends and cutter.full:
                 _collect(cutter, shards, None)
         _collect(cutter, shards, None)
         row += file.rows
@@ -436,7 +448,7 @@ class _PartWriter:
         self._pending_rows = self._pending_bytes = 0
 
     def write(self, table: pa.Table, whole: bool) -> None:
-        """Adds rows; a part may end behind them where they are `whole`."""
+        """Adds rows; a part may end behind them where that is the end of a `whole` batch."""
         if table.num_rows:
             if self._schema is not None and not self._schema.equals(table.schema):
                 self._flush()
@@ -495,7 +507,7 @@ class _Chunker:
         return pa.table({name: columns[name] for name in order})
 
 
-def _any_batches(path: Path, column: str) -> Iterator[tuple[pa.RecordBatch, bool]]:
+def _any_batches(path: Path, column: str) -> Iterator[tuple[pa.RecordBatch, Ends]]:
     if kind_of(path) in COLUMNAR_KINDS:
         file = open_columnar(path)
         return _pieces(_guarded(path, file.batches(0, file.rows, None)), column, path, file)

@@ -161,9 +161,12 @@ def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:
     """Those of the index in use, or of the one that was named; None where it has none, or is older."""
     try:
         entry = find_index(pool.store, pool.slug, pool.index)
-    except StoreError:
+    except StoreError as error:
         if pool.index is not None:
             raise
+        log.warning("clusters are made anew: %s", error)
+        return None
+    if not BY_NAME[entry.kind].lists:
         return None
     pool.index_used = entry.kind
-    return Blocks(pool.store, entry, embeddings).centroids if BY_NAME[entry.kind].lists else None
+    return Blocks(pool.store, entry, embeddings).centroids

@@ -69,7 +69,8 @@ def _parts(settings: str, types: dict[str, Any]) -> list[str]:
     parts: list[str] = []
     for part in settings.split(","):
         kind = types.get(parts[-1].partition("=")[0].strip()) if parts else None
-        if "=" not in part and (kind is str or str in getattr(kind, "__args__", ())):
+        text = kind is str or str in getattr(kind, "__args__", ())
+        if part and "=" not in part and part.strip() not in types and text:
             parts[-1] += f",{part}"
         elif part:
             parts.append(part)
