@@ -11,9 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import Choice, Wanted, check_wanted, choose_encoder, drop_untaken
+from selection.choosing import (
+    Choice,
+    Wanted,
+    by_slug,
+    check_wanted,
+    choose_encoder,
+    drop_untaken,
+    remember_tried,
+)
 from selection.devices import check_devices, first_device
-from selection.embedding import EmbeddingPlan, Embeddings, embed, plan_embedding
+from selection.embedding import EmbeddingPlan, Embeddings, embed, forget_old, plan_embedding
 from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
@@ -23,8 +31,8 @@ from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest, new_files
 from selection.memory import peak_memory, release_memory
-from selection.slugs import check_version, encoder_held
-from selection.store import CorpusEntry, EncoderEntry, Store
+from selection.slugs import build_flags, check_version
+from selection.store import CorpusEntry, Store
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
 
@@ -181,10 +189,8 @@ def build(
             if not answers:  # nobody's neighbours would be disturbed
                 opened.settle()
             _check_named(opened, corpora)
-            held = encoder_held(opened, encoder)
-            if held is not None and (precision, max_tokens) == (None, None):
-                encoder, precision, max_tokens = held.model, held.precision, held.max_tokens
-            wanted = Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt)
+            wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt))
+            wanted = replace(wanted, trying=dry_run)
             check_wanted(opened, wanted)
             start = time.perf_counter()
             _ingest_all(opened, corpora)
@@ -206,6 +212,7 @@ def build(
                 report(line)
             finished = True
             if dry_run:
+                remember_tried(opened, chosen)
                 return BuildResult(plan, False, seconds)
             drop_untaken(opened, chosen.slug)
             require_space(opened.path, plan.disk_bytes)
@@ -213,6 +220,7 @@ def build(
             embed(opened, chosen, work_of(device, chosen))
             opened.settle()
             opened.save()
+            forget_old(opened, chosen.slug)
             seconds["embed"] = time.perf_counter() - start
             start = time.perf_counter()
             make_index(opened, chosen.slug, goal, plan.index, report=report, device=first_device(device))
@@ -241,6 +249,7 @@ def collect(
             opened.settle()
             _check_named(opened, corpora)
             _ingest_all(opened, corpora)
+            opened.save()
     finally:
         if mine:
             _forget(Path(store))
@@ -275,7 +284,10 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
     for entry in store.manifest.corpora:
         there = [f for f in entry.sources if (store.path / f.path).exists()]
         whole = all(store.is_whole(f) for f in [*there, *entry.in_use])
-        if entry.name not in specs and (not whole or new_files(entry, store)):
+        gained = [] if entry.name in specs else new_files(entry, store)
+        if gained:
+            log.warning("corpus %s has gained %d files, as %s: they are read too", entry.name, len(gained), gained[0])
+        if entry.name not in specs and (not whole or gained):
             kept = {key: value for key, value in entry.spec.items() if key != "column"}
             specs[entry.name] = CorpusSpec(entry.name, **kept)
     for name, spec in specs.items():
@@ -341,7 +353,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
     for slug, entry in opened.manifest.encoders.items():
         if entry.files and slug not in opened.manifest.in_use:
             continue  # fitted, but no build has taken it
-        rebuild = f"`nearkin build {store}{_flags(entry) if several else ''}`"
+        rebuild = f"`nearkin build {store}{build_flags(entry) if several else ''}`"
         for file in entry.files:
             good = opened.is_whole(file, reread=True)
             yield file.path, None if good else f"damaged or missing: {rebuild} fits it again and embeds all anew"
@@ -365,10 +377,3 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
                 good = opened.is_whole(block.file, reread=True)
                 yield block.file.path, None if good else f"damaged or missing: {again} makes it again"
     opened.save_checked()
-
-
-def _flags(entry: EncoderEntry) -> str:
-    """How a build names this encoder."""
-    precision = "" if entry.precision == "exact" else f" --precision {entry.precision}"
-    limit = "" if entry.max_tokens is None else f" --max-tokens {entry.max_tokens}"
-    return f" --encoder {entry.model}{precision}{limit}"

@@ -37,8 +37,9 @@ from selection.errors import ModelError, StoreError
 from selection.files import atomic_folder
 from selection.memory import release_memory
 from selection.models import DEFAULT_ENCODER
-from selection.slugs import check_slug, check_version, open_encoder
+from selection.slugs import check_slug, check_version, encoder_held, open_encoder
 from selection.store import EncoderEntry, Store
+from selection.strays import shares_of
 from selection.tokens import Ragged, count_tokens
 from selection.wording import human_seconds
 
@@ -69,6 +70,7 @@ class Wanted:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several with commas between them.
         min_recall: the least share of exact neighbours, in [0, 1], that int8 and bf16 chosen by ``auto`` must keep.
         max_seconds: for ``auto``, within which the embedding should end.
+        trying: whether nothing of the store may give way yet.
     """
 
     encoder: str | None = None
@@ -78,6 +80,7 @@ class Wanted:
     min_recall: float = 0.95
     max_seconds: float | None = None
     prompt: str | None = None
+    trying: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,42 @@ def named_spec(store: Store, wanted: Wanted) -> EncoderSpec:
     """Which encoder is meant, where precision is not ``auto``: as asked, else the store's, else the default one."""
     said = (wanted.encoder, wanted.precision, wanted.max_tokens)
     entries = store.manifest.encoders
-    if said == (None, None, None) and store.manifest.in_use:
-        return _spec_of(entries[open_encoder(store, None)])
-    model = wanted.encoder or DEFAULT_ENCODER
-    teacher = EncoderSpec(model).teacher
-    have = (entry.prompt for entry in entries.values() if same_model(_spec_of(entry).teacher, teacher))
-    prompt = wanted.prompt if wanted.prompt is not None else next(have, None)
-    return EncoderSpec(model, wanted.precision or "exact", wanted.max_tokens, prompt)
+    if said == (None, None, None):
+        if store.manifest.in_use:
+            return spec_of(entries[open_encoder(store, None)])
+        shared = [entry for slug, entry in entries.items() if any(shares_of(store, slug).glob("*.arrow"))]
+        if len(shared) == 1:
+            return spec_of(shared[0])
+    spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, wanted.precision or "exact", wanted.max_tokens, wanted.prompt)
+    if spec.prompt is not None:
+        return spec
+    alike = [entry for entry in entries.values() if same_model(spec_of(entry).teacher, spec.teacher)]
+    itself = [entry for entry in alike if spec_of(entry).slug == spec.slug]
+    return replace(spec, prompt=next((entry.prompt for entry in [*itself, *alike]), None))
+
+
+def by_slug(store: Store, wanted: Wanted) -> Wanted:
+    """The same, where the encoder was named as the store calls it, by what it is."""
+    held = encoder_held(store, wanted.encoder)
+    if held is None or (wanted.precision, wanted.max_tokens) != (None, None):
+        return wanted
+    prompt = held.prompt if wanted.prompt is None else wanted.prompt
+    return replace(wanted, encoder=held.model, precision=held.precision, max_tokens=held.max_tokens, prompt=prompt)
+
+
+def remember_tried(store: Store, encoder: Encoder) -> None:
+    """Keeps the encoder that a dry run chose, and what runs it, for shares; a build may name another."""
+    if encoder.slug not in store.manifest.encoders:
+        settings = {"engine": encoder.engine, "tried": True}
+        store.manifest.encoders[encoder.slug] = replace(EncoderEntry.of(encoder), settings=settings)
+        store.save()
 
 
 def drop_untaken(store: Store, slug: str) -> None:
-    """Removes what was fitted to the corpus, by this build or a dry run, where `slug` was taken instead."""
+    """Forgets what this build or a dry run tried, and fitted, where `slug` was taken instead and no share goes on."""
     for other, entry in list(store.manifest.encoders.items()):
-        if other != slug and entry.files and not entry.shards:
+        tried = entry.files or entry.settings.get("tried")
+        if other != slug and tried and not entry.shards and not any(shares_of(store, other).glob("*.arrow")):
             del store.manifest.encoders[other]
             store.save()
             shutil.rmtree(store.path / "encoders" / other, ignore_errors=True)
@@ -155,7 +181,7 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
     """
     check_devices(device)
     entry = store.manifest.encoders[slug]
-    model = Path(_spec_of(entry).teacher)
+    model = Path(spec_of(entry).teacher)
     if model.is_absolute() and not model.is_dir():
         raise StoreError(
             f"{store.path} was embedded by the model in {model}, which is not there: where that has moved, "
@@ -176,7 +202,7 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
         ModelError: see `load_encoder`.
     """
     entry = store.manifest.encoders[slug]
-    spec = EncoderSpec(_spec_of(entry).teacher, entry.settings.get("cascade", "exact"), prompt=entry.prompt)
+    spec = EncoderSpec(spec_of(entry).teacher, entry.settings.get("cascade", "exact"), prompt=entry.prompt)
     chooser, engine = _Chooser(store, Wanted(device=device), report), entry.settings.get("cascade_engine")
     if engine is None and chooser.on_cpu:
         return chooser._fastest(spec).encoder
@@ -194,7 +220,8 @@ def remember_engine(store: Store, slug: str, full: Encoder) -> None:
         store.save()
 
 
-def _spec_of(entry: EncoderEntry) -> EncoderSpec:
+def spec_of(entry: EncoderEntry) -> EncoderSpec:
+    """Which encoder an entry is of."""
     return EncoderSpec(entry.model, entry.precision, entry.max_tokens, entry.prompt)
 
 
@@ -212,7 +239,7 @@ class _Chooser:
             before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
             before = [e for e in before if self.wanted.prompt in (None, e.prompt)]
             if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
-                return self._named(_spec_of(before[0]))
+                return self._named(spec_of(before[0]))
             return self._auto(named_spec(self.store, replace(self.wanted, precision="exact")))
         return self._named(named_spec(self.store, self.wanted))
 
@@ -286,6 +313,12 @@ class _Chooser:
         encoder = self._current(spec)
         if encoder is None:
             check_slug(self.store, spec.slug, spec.model)
+            known = self.store.manifest.encoders.get(spec.slug)
+            if self.wanted.trying and known is not None and known.shards:
+                raise StoreError(
+                    f"fitting {spec.slug} anew makes all of its embeddings in {self.store.path} useless, which no dry "
+                    "run does: try it in another store, or build it"
+                )
             if len(self.store.corpus) < FIT_FROM:
                 raise ModelError(
                     f"{spec.slug} is fitted to the corpus, whose {len(self.store.corpus):,} passages are too few "

@@ -16,6 +16,8 @@ from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 from selection.terminal import plain
 
+MIN_RECALL, QUERIES = 0.95, 10_000
+
 if TYPE_CHECKING:
     from selection.querying import Answer
 
@@ -106,7 +108,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--min-recall",
         metavar="R",
         type=share,
-        default=0.95,
+        default=MIN_RECALL,
         help="the least share of exact neighbours that int8, auto and an approximate index must each keep, measured on "
         "the corpus (default: 0.95)",
     )
@@ -188,7 +190,7 @@ def _index_limits(parser: argparse.ArgumentParser) -> None:
         "--queries",
         metavar="N",
         type=positive,
-        default=10_000,
+        default=QUERIES,
         help="how many task examples the index will answer in all (default: 10000)",
     )
 
@@ -373,6 +375,8 @@ def run_build(args: argparse.Namespace) -> int:
     if args.share:
         return _run_share(args)
     if args.encoder == "none":
+        if args.dry_run:
+            raise InputError("--dry-run is for a build that embeds: --encoder none reads a corpus, and no more")
         without = ("precision", "max_seconds", "max_tokens", "prompt", "device", "index", "max_memory")
         if given := [name for name in without if getattr(args, name) is not None]:
             flag = f"--{given[0].replace('_', '-')}"
@@ -414,8 +418,11 @@ def _run_share(args: argparse.Namespace) -> int:
     from selection.sharing import embed_share
     from selection.wording import human_seconds
 
-    others = ("corpus", "index", "max_memory", "max_seconds", "dry_run")
-    if given := [name for name in others if getattr(args, name)]:
+    others: dict[str, Any] = {"corpus": [], "index": None, "max_memory": None, "max_seconds": None, "dry_run": False}
+    others |= {"min_recall": MIN_RECALL, "queries": QUERIES}
+    if args.encoder == "none":
+        raise InputError("--share embeds, and --encoder none does not: leave one of them out")
+    if given := [name for name, unsaid in others.items() if getattr(args, name) != unsaid]:
         flag = f"--{given[0].replace('_', '-')}"
         raise InputError(f"--share embeds what a build has read, and no more: leave {flag} to other builds")
     done = embed_share(

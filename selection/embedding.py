@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from selection.errors import ModelError, StoreError
 from selection.files import atomic_write, fingerprint
 from selection.memory import release_memory
 from selection.store import EncoderEntry, FileEntry, Store
+from selection.strays import TEXT, clear_strays, free_numbers, strays, take_in
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,9 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
     shards = [s for _, _, s in store.corpus.shards]
     entry = store.manifest.encoders.get(slug)
     have = entry.shards if entry and entry.fingerprint == encoder_fingerprint else {}
-    found = unlisted(store, slug, encoder_fingerprint)
+    found = strays(store, slug, encoder_fingerprint)
     texts = dict.fromkeys(s.text for s in shards)
-    whole = {text for text in texts if text in found or (text in have and store.is_whole(have[text]))}
+    whole = {text for text in texts if text[:TEXT] in found or (text in have and store.is_whole(have[text]))}
     todo, seen = [], set(whole)
     for position, shard in enumerate(shards):
         if shard.text not in seen:
@@ -73,26 +74,7 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> Embeddi
     return EmbeddingPlan(todo, rows, sum(s.rows for s in shards) - rows)
 
 
-def unlisted(store: Store, slug: str, encoder_fingerprint: str) -> dict[str, Path]:
-    """Whole embedding files by this encoder that no manifest lists, by the fingerprint of their text.
-
-    They are of `selection.sharing`, or of a build that was killed before it saved.
-    """
-    entry = store.manifest.encoders.get(slug)
-    listed = {file.path for file in entry.shards.values()} if entry else set()
-    found = {}
-    for path in sorted((store.path / "embeddings" / slug).glob("*.arrow")):
-        if store.relative(path) not in listed:
-            try:
-                about = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
-            except (pa.ArrowInvalid, OSError):
-                continue
-            if about.get(b"encoder") == encoder_fingerprint.encode() and b"text" in about:
-                found[about[b"text"].decode()] = path
-    return found
-
-
-Job = tuple[int, str]  # position of a corpus shard, name of its embedding file
+Job = tuple[int, Path]  # position of a corpus shard, its embedding file
 Finished = Callable[[str, FileEntry], None]
 Work = Callable[[Store, Encoder, list[Job], "tqdm[None]", Finished], None]
 
@@ -106,7 +88,7 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
     work = work or embed_here
     entry = _usable_entry(store, encoder)
     folder = store.path / "embeddings" / encoder.slug
-    _take_in(store, encoder, entry, folder)
+    take_in(store, entry, encoder.slug)
     plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
     store.save()
     lock, saved = Lock(), [time.monotonic()]
@@ -120,12 +102,22 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
 
     try:
         with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-            names = (f"part-{number:05d}.arrow" for number in _free_numbers(entry))
-            work(store, encoder, list(zip(plan.todo, names, strict=False)), bar, finished)
+            paths = (folder / f"part-{number:05d}.arrow" for number in free_numbers(entry))
+            work(store, encoder, list(zip(plan.todo, paths, strict=False)), bar, finished)
     finally:
         store.save()
-    _remove_unlisted(store, folder, entry)
+    clear_strays(store, entry, encoder.slug)
     return plan
+
+
+def forget_old(store: Store, slug: str) -> None:
+    """Gives up embeddings of texts that a store held until a build settled; the store must be locked."""
+    entry = store.manifest.encoders[slug]
+    current = {shard.text for _, _, shard in store.corpus.shards}
+    if not set(entry.shards) <= current:
+        entry.shards = {text: file for text, file in entry.shards.items() if text in current}
+        store.save()
+        clear_strays(store, entry, slug)
 
 
 def embed_here(store: Store, encoder: Encoder, jobs: list[Job], bar: tqdm[None], finished: Finished) -> None:
@@ -137,8 +129,7 @@ def embed_here(store: Store, encoder: Encoder, jobs: list[Job], bar: tqdm[None],
     """
     corpus = store.corpus
 
-    def write(name: str, vectors: npt.NDArray[np.float16], text: str) -> None:
-        path = store.path / "embeddings" / encoder.slug / name
+    def write(path: Path, vectors: npt.NDArray[np.float16], text: str) -> None:
         with atomic_write(path) as aside:
             write_vectors(aside, vectors, text, encoder.fingerprint)
         finished(text, store.entry(path, len(vectors)))
@@ -148,13 +139,13 @@ def embed_here(store: Store, encoder: Encoder, jobs: list[Job], bar: tqdm[None],
         ThreadPoolExecutor(1, "write") as writer,
     ):
         written: Future[None] | None = None
-        for (position, name), ready in zip(jobs, prepared, strict=True):
+        for (position, path), ready in zip(jobs, prepared, strict=True):
             shard = corpus.shards[position][2]
             vectors = _encode_shard(ready, encoder, shard.rows, bar)
             if written is not None:
                 written.result()
             release_memory()
-            written = writer.submit(write, name, vectors, shard.text)
+            written = writer.submit(write, path, vectors, shard.text)
         if written is not None:
             written.result()
 
@@ -175,45 +166,19 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
     """The encoder's manifest entry, without embeddings of texts or of a version that are gone."""
     entry = store.manifest.encoders.get(encoder.slug)
     if entry is None or entry.fingerprint != encoder.fingerprint:
-        if entry is not None:
+        if entry is not None and entry.shards:
             log.warning("encoder %s has changed: all of its embeddings are made anew", encoder.slug)
         entry = EncoderEntry.of(encoder)
         entry.settings["engine"] = encoder.engine
-    current = {shard.text for _, _, shard in store.corpus.shards}
-    entry.shards = {t: f for t, f in entry.shards.items() if t in current and store.is_whole(f)}
+    wanted = {shard.text for _, _, shard in store.corpus.shards} | store.answering
+    damaged = [file for text, file in entry.shards.items() if text in wanted and not store.is_whole(file)]
+    for file in damaged:  # which else would be taken in as ones that are not listed
+        (store.path / file.path).unlink(missing_ok=True)
+    entry.shards = {text: file for text, file in entry.shards.items() if text in wanted and file not in damaged}
     entry.model = encoder.model
     entry.settings.pop("tried", None)
     store.manifest.encoders[encoder.slug] = entry
     return entry
-
-
-def _take_in(store: Store, encoder: Encoder, entry: EncoderEntry, folder: Path) -> None:
-    """Enters embedding files of texts that are wanted and that no manifest lists."""
-    found = unlisted(store, encoder.slug, encoder.fingerprint)
-    numbers = _free_numbers(entry, [path.name for path in found.values()])
-    for _, _, shard in store.corpus.shards:
-        path = found.get(shard.text)
-        if path is None or shard.text in entry.shards:
-            continue
-        try:
-            rows = len(read_vectors(path, shard.text, encoder.fingerprint, encoder.dim, ""))
-        except StoreError:
-            continue
-        if rows != shard.rows:
-            continue
-        if not path.name.startswith("part-"):
-            path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
-        entry.shards[shard.text] = store.entry(path, rows)
-
-
-def _free_numbers(entry: EncoderEntry, others: Iterable[str] = ()) -> Iterator[int]:
-    names = [Path(name).stem.removeprefix("part-") for name in [*(f.path for f in entry.shards.values()), *others]]
-    used = {int(name) for name in names if name.isdigit()}
-    number = 0
-    while True:
-        if number not in used:
-            yield number
-        number += 1
 
 
 def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
@@ -225,13 +190,6 @@ def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encod
     )
     with pa.ipc.new_file(str(path), schema) as writer:
         writer.write_batch(pa.record_batch([column], schema=schema))
-
-
-def _remove_unlisted(store: Store, folder: Path, entry: EncoderEntry) -> None:
-    listed = {store.path / f.path for f in entry.shards.values()}
-    for path in folder.glob("*.arrow"):
-        if path not in listed:
-            path.unlink()
 
 
 class Embeddings:

@@ -33,6 +33,7 @@ from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
 from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
+from selection.slugs import encoder_held
 from selection.store import CorpusEntry, FileEntry, Store
 
 log = logging.getLogger(__name__)
@@ -116,9 +117,20 @@ def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
         return []
     known = {file.path for file in entry.sources}
     try:
-        return [file for file in find_files(location, quiet=True) if store.relative(file) not in known]
+        found = _outside(store, find_files(location, quiet=True))
+        return [file for file in found if store.relative(file) not in known and not _is_set(file)]
     except InputError:
         return []
+
+
+def _outside(store: Store, files: list[Path]) -> list[Path]:
+    """Those that are not the store's, where it lies within the corpus's folder."""
+    own = Path(os.path.abspath(store.path))  # noqa: PTH100
+    return [file for file in files if not Path(os.path.abspath(file)).is_relative_to(own)]  # noqa: PTH100
+
+
+def _is_set(file: Path) -> bool:
+    return file.name == "augmentation.parquet" and (file.parent / "manifest.json").is_file()
 
 
 def _files_under(folder: Path) -> Iterator[Path]:
@@ -150,6 +162,8 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
         spec = replace(spec, location=absolute)
     known = next((c for c in store.manifest.corpora if c.name == spec.name), None)
     if spec.chunk is not None:
+        held = encoder_held(store, spec.chunk_model)
+        spec = spec if held is None else replace(spec, chunk_model=held.model.removeprefix(STATIC))
         spec = replace(spec, chunk_model=_counting_model(store, spec, known))
     if spec.location.startswith(HUB):
         if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
@@ -157,7 +171,9 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
         path = Path(spec.location)
         pieces = _pieces(_hub_batches(spec.location), spec.text_column, path)
         return _convert(store, spec, [], ((path, batch, ends) for batch, ends in pieces))
-    files = find_files(spec.location)
+    files = _outside(store, find_files(spec.location))
+    if not files:
+        raise InputError(f"{spec.location} holds no file but the store's own")
     unmoved = known and _same(known, spec) and [f.path for f in known.sources] == [store.relative(f) for f in files]
     if known and unmoved and all(store.is_whole(f) for f in [*known.sources, *known.files]):
         return known

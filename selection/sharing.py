@@ -6,10 +6,10 @@
     nearkin build STORE --share 3/8                                  # the third of eight machines
     nearkin build STORE                                              # once all are done: takes their files in
 
-A share takes every so manyth shard and writes ``share-<text>.arrow`` beside the embeddings, under a name that follows
-from the text alone. It holds no lock and does not touch the manifest, so shares need not know of one another: what a
-build finds in the folder, made of a text that it needs by the encoder that it has, it takes in. One that is killed goes
-on where it stopped, and what a share never did the build does itself.
+A share takes every so manyth shard and writes its files aside (`selection.strays`), under names that say what they
+hold. It holds no lock and does not touch the manifest, so shares need not know of one another: what a build finds there
+of a text that it needs, by the encoder that it has, it takes in. One that is killed goes on where it stopped, and what
+a share never did the build does itself.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from selection.choosing import Wanted, check_wanted, choose_encoder, named_spec, stored_encoder
+from selection.choosing import Wanted, by_slug, check_wanted, choose_encoder, named_spec, spec_of, stored_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
-from selection.encoders import cascade_model
+from selection.encoders import cascade_model, same_model
 from selection.errors import NearkinError, StoreError
 from selection.files import require_space
-from selection.slugs import check_same, check_version
-from selection.store import Store
+from selection.slugs import build_flags, check_same, check_slug, check_version
+from selection.store import FileEntry, Store
+from selection.strays import finish_share, share_path
 from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def embed_share(
         raise NearkinError(f"{number} of {of} is no share: the third of eight is 3 of 8")
     if cascade_model(encoder) is not None:
         raise NearkinError("a cascade embeds by static vectors, in minutes: let one machine do it, without --share")
+    if prompt is not None and encoder is None:
+        raise NearkinError("--prompt belongs to an encoder: name that too, with --encoder")
     if precision == "auto":
         raise NearkinError("--share needs one precision on every machine: name the one that `--dry-run` chose")
     if len(devices_of(device)) > 1:
@@ -75,9 +78,13 @@ def embed_share(
         raise StoreError(
             f"{opened.path} holds no corpus yet: `nearkin build {opened.path} --corpus NAME=PATH --dry-run` reads it"
         )
-    wanted = Wanted(encoder, precision, max_tokens, device, prompt=prompt)
+    wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, prompt=prompt))
+    tried = [entry for entry in opened.manifest.encoders.values() if entry.settings.get("tried")]
+    if wanted == Wanted(device=device) and not opened.manifest.in_use and len(tried) == 1:
+        wanted = by_slug(opened, replace(wanted, encoder=spec_of(tried[0]).slug))
     check_wanted(opened, wanted)
     spec = named_spec(opened, wanted)
+    check_slug(opened, spec.slug, spec.model)
     seconds = None
     if spec.is_fitted:
         entry = opened.manifest.encoders.get(spec.slug)
@@ -86,6 +93,8 @@ def embed_share(
                 f"{spec.slug} is fitted to the corpus, by one machine for all: "
                 f"`nearkin build {opened.path} --encoder … --dry-run` does that first"
             )
+        if (spec.prompt, True) != (entry.prompt, same_model(entry.model, spec.model)):
+            raise StoreError(f"{spec.slug} was fitted with another model or prompt:{build_flags(entry)} names it")
         chosen = stored_encoder(opened, spec.slug, device)
         check_same(opened, spec.slug, chosen)
     else:
@@ -101,9 +110,13 @@ def embed_share(
     about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"
     report(f"share   {number} of {of}: {rows:,} passages to embed by {chosen.slug}{about}")
     require_space(opened.path, rows * chosen.dim * 2)
-    jobs = [(at, f"share-{shards[at][2].text[:32]}.arrow") for at in todo]
+    jobs = [(at, share_path(opened, chosen.slug, chosen.fingerprint, shards[at][2].text)) for at in todo]
+
+    def finished(text: str, file: FileEntry) -> None:
+        finish_share(share_path(opened, chosen.slug, chosen.fingerprint, text), file.sha256)
+
     begun = time.perf_counter()
     with tqdm(total=rows, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-        embed_here(opened, chosen, jobs, bar, lambda text, file: None)
+        embed_here(opened, chosen, jobs, bar, finished)
     reused = sum(shards[at][2].rows for at in mine) - rows
     return ShareResult(rows, reused, time.perf_counter() - begun)

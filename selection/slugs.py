@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from selection.encoders import Encoder, same_model, slug_of
@@ -46,14 +47,21 @@ def encoder_held(store: Store, slug: str | None) -> EncoderEntry | None:
     return None if slug is None or Path(slug).exists() else store.manifest.encoders.get(slug)
 
 
+def build_flags(encoder: EncoderEntry | Encoder) -> str:
+    """How `nearkin build` names this encoder, with a space before."""
+    precision = "" if encoder.precision == "exact" else f" --precision {encoder.precision}"
+    limit = "" if encoder.max_tokens is None else f" --max-tokens {encoder.max_tokens}"
+    prompt = "" if encoder.prompt is None else f" --prompt {shlex.quote(encoder.prompt)}"
+    return f" --encoder {encoder.model}{precision}{limit}{prompt}"
+
+
 def check_version(store: Store, encoder: Encoder) -> None:
     """Raises StoreError where embeddings would give way to those of another version of their model."""
     entry = store.manifest.encoders.get(encoder.slug)
     if entry is not None and entry.shards and entry.fingerprint != encoder.fingerprint:
-        precision = "" if entry.precision == "exact" else f" --precision {entry.precision}"
         raise StoreError(
             f"{store.path} was embedded by another version of {entry.model} than the one here: use that one, or embed "
-            f"everything anew by `nearkin build {store.path} --encoder {entry.model}{precision}`"
+            f"everything anew by `nearkin build {store.path}{build_flags(entry)}`"
         )
 
 

@@ -7,6 +7,7 @@
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
+    STORE/shares/<encoder>/                  only until a build takes in what other machines embedded
     STORE/cascade/<encoder>/part-00000.arrow  only where a cascade had passages encoded in full; may be deleted
     STORE/tasks/<encoder>/                   vectors of tasks' texts, so that each is encoded once; may be deleted
     STORE/ngrams/<buckets>/                  the corpus's hashed n-grams; may be deleted
@@ -140,7 +141,8 @@ class Manifest:
 
     Attributes:
         corpora: in order.
-        pending: read by a build, or its dry run, that has not embedded them yet; only builds see them.
+        pending: new ones, or newer states of some, which a build or its dry run has read and not embedded yet; only
+            builds see them.
         encoders: by slug.
         indexes: by ``slug-kind``.
     """
@@ -217,7 +219,7 @@ class Store:
         else:
             self.manifest = Manifest()
         self._checked: dict[str, list[Any]] = _read_cache(self.path / ".checked.json")
-        self._settled: set[str] | None = None
+        self._settled: list[CorpusEntry] | None = None
         self._told = False
 
     @contextmanager
@@ -240,21 +242,26 @@ class Store:
 
         So that who reads the store meanwhile, or after a dry run, finds it as it was.
         """
-        self._settled = {corpus.name for corpus in self.manifest.corpora}
-        self.manifest.corpora += self.manifest.pending
+        self._settled = list(self.manifest.corpora)
+        newer = {corpus.name: corpus for corpus in self.manifest.pending}
+        self.manifest.corpora = [newer.pop(corpus.name, corpus) for corpus in self._settled] + list(newer.values())
         self.manifest.pending = []
 
     def settle(self) -> None:
         """What `take_pending` took is the store's from the next `save` on."""
         self._settled = None
 
+    @property
+    def answering(self) -> set[str]:
+        """Fingerprints of the texts that readers see while a build is at corpora that await their embeddings."""
+        return {shard.text for corpus in self._settled or [] for shard in corpus.shards}
+
     def save(self) -> None:
         """Writes the manifest."""
         manifest = self.manifest
         if self._settled is not None:
-            settled = [corpus for corpus in manifest.corpora if corpus.name in self._settled]
-            pending = [corpus for corpus in manifest.corpora if corpus.name not in self._settled]
-            manifest = replace(manifest, corpora=settled, pending=pending)
+            pending = [corpus for corpus in manifest.corpora if corpus not in self._settled]
+            manifest = replace(manifest, corpora=self._settled, pending=pending)
         write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(manifest)})
         self.save_checked()
 

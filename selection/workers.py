@@ -135,6 +135,7 @@ def _open(names: Any, made: Any, failed: Any, path: Path, slug: str, compiled: b
         torch.cuda.set_device(device)  # a compiler's own tools take the current one
     try:
         store = Store(path)
+        store.take_pending()  # positions of shards are those of the build
         encoder = stored_encoder(store, slug, device)
     except Exception as error:
         failed.put(f"{device}: {' '.join(str(error).split()) or type(error).__name__}")

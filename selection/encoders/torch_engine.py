@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 BUDGET = {"cpu": 4096, "cuda": 131_072}
 OTHER_BUDGET = 16_384
 LEAST_BUDGET = 2048
+WINDOWED = ("sliding_window", "layer_types", "local_attention", "attention_window")
 
 
 class TorchEngine:
@@ -82,9 +83,12 @@ class TorchEngine:
     def mask(self) -> None:
         """Gives the transformer no mask for a batch without padding, else one of every key, bool [b, 1, 1, width].
 
-        Such a one transformers takes as it is. A model whose attention has a pattern of its own would lose it, so
-        vectors must be compared; `undo_mask` undoes it.
+        Such a one transformers takes as it is, so a model with windows of attention, which would lose them, is left
+        alone. Others must be compared; `undo_mask` undoes it.
         """
+        config = self._model[0].auto_model.config
+        if any(getattr(config, name, None) for name in WINDOWED):
+            return
         transformer: Any = self._model[0].auto_model
         plain = transformer.forward
 
@@ -132,19 +136,22 @@ class TorchEngine:
 
         ahead = 0 if self._device.type == "cpu" else 2
         waiting: deque[tuple[npt.NDArray[np.int64], Callable[[], npt.NDArray[np.float32]]]] = deque()
-        with torch.inference_mode():
-            for batch in batches(inputs.take(rows), self._budget, self._pad):
-                count, ids, mask = len(batch.rows), batch.ids, batch.mask
-                if count < self._rows:
-                    ids, mask = np.repeat(ids, self._rows, axis=0), np.repeat(mask, self._rows, axis=0)
-                self._whole = bool(mask.all())
-                features = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask)}
-                vectors = self._model(features)["sentence_embedding"][:count].float()
-                waiting.append((rows[batch.rows], self._fetched(vectors)))
-                while len(waiting) > ahead:
+        try:
+            with torch.inference_mode():
+                for batch in batches(inputs.take(rows), self._budget, self._pad):
+                    count, ids, mask = len(batch.rows), batch.ids, batch.mask
+                    if count < self._rows:
+                        ids, mask = np.repeat(ids, self._rows, axis=0), np.repeat(mask, self._rows, axis=0)
+                    self._whole = bool(mask.all())
+                    features = {"input_ids": self._on_device(ids), "attention_mask": self._on_device(mask)}
+                    vectors = self._model(features)["sentence_embedding"][:count].float()
+                    waiting.append((rows[batch.rows], self._fetched(vectors)))
+                    while len(waiting) > ahead:
+                        collect(*waiting.popleft())
+                while waiting:
                     collect(*waiting.popleft())
-            while waiting:
-                collect(*waiting.popleft())
+        finally:
+            self._whole = False  # the model's own encode takes the same transformer
 
     def _fetched(self, vectors: torch.Tensor) -> Callable[[], npt.NDArray[np.float32]]:
         """What waits for vectors, float32 [b, dim], and gives them; their copy from a GPU stands right behind them."""

@@ -82,12 +82,12 @@ class TransformerEncoder:
             self._engine = (
                 TorchEngine(self.pipeline, self.pad) if source is None else OpenVinoEngine(source, precision, self.pad)
             )
-            if isinstance(self._engine, TorchEngine) and self.pipeline.device.type == "cuda":
-                self.spare_masks()
             if quantized is None and not self._agrees():
                 if on_cpu:
                     raise ModelError(f"OpenVINO does not give {model}'s own vectors: it runs in torch")
                 self._engine = None
+            elif isinstance(self._engine, TorchEngine) and self.pipeline.device.type == "cuda":
+                self.spare_masks()
         elif on_cpu:
             raise ModelError(f"{model} has a pipeline of its own kind: only --precision exact and bf16 in torch run it")
         self.dim = int(self.pipeline.get_embedding_dimension())

@@ -94,6 +94,8 @@ class Pool:
         entry = store.manifest.encoders[slug]
         full = slug_held(store, entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
         there = {} if full is None else store.manifest.encoders[full].shards
+        if full is not None and store.manifest.encoders[full].prompt != entry.prompt:
+            full = None
         if full is not None and all(shard.text in there for _, _, shard in store.corpus.shards):
             return full, False  # everything is encoded already
         if self.index is not None:
@@ -161,7 +163,16 @@ class Pool:
                 self._encoders = full, stored_encoder(self.store, self.slug, self.device)
             full, cheap = self._encoders
             scores, ids, _ = cascade_neighbours(
-                self.store, self.slug, full, cheap, self.task.train_texts, k, self.min_recall, self.report, self.seed
+                self.store,
+                self.slug,
+                full,
+                cheap,
+                self.task.train_texts,
+                k,
+                self.min_recall,
+                self.report,
+                self.seed,
+                self.device,
             )
             yield neighbour_table(scores, ids)
             return

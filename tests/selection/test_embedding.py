@@ -144,6 +144,50 @@ def test_another_model_behind_a_static_encoder_is_noticed(
     assert build(store, encoder=f"static:{model}").plan.embedding.reused == 0
 
 
+def test_a_corpus_that_grew_is_searched_as_it_was_until_it_is_embedded(
+    passages: pa.Table, tiny_encoder: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = tmp_path / "docs", tmp_path / "store"
+    folder.mkdir()
+    pq.write_table(passages.slice(0, 300), folder / "1.parquet")
+    build(path, [CorpusSpec("docs", str(folder))], encoder=str(tiny_encoder))
+    before = query(path, task_folder, k=3).neighbours
+    pq.write_table(passages.slice(300, 100), folder / "0.parquet")  # in front: every doc_id changes
+    build(path, dry_run=True)
+    assert query(path, task_folder, k=3).neighbours.equals(before)
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("selection.embedding.write_vectors", fails)
+        with pytest.raises(KeyboardInterrupt):
+            build(path)
+    assert query(path, task_folder, k=3).neighbours.equals(before)
+    assert build(path).plan.embedding.passages == 100
+    assert len(Store(path).corpus) == 400
+    assert not Store(path).manifest.pending
+    (folder / "1.parquet").unlink()
+    build(path, [CorpusSpec("docs", str(folder))])
+    assert len(Store(path).manifest.encoders["tiny-encoder"].shards) == 1
+    assert len(list(path.rglob("part-*.arrow"))) == 1
+
+
+def test_a_damaged_file_is_not_taken_in_again(store: Path) -> None:
+    part = next(store.glob("embeddings/*/part-00000.arrow"))
+    whole, at = part.read_bytes(), len(part.read_bytes()) // 2
+    part.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    build(store)
+    assert next(store.glob("embeddings/*/part-00000.arrow")).read_bytes() == whole
+
+
+def test_a_store_within_its_corpus_is_no_part_of_it(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
+    pq.write_table(passages.slice(0, 40), tmp_path / "0.parquet")
+    build(tmp_path / "store", [CorpusSpec("docs", str(tmp_path))], encoder=str(tiny_encoder))
+    assert build(tmp_path / "store").plan.embedding.passages == 0
+    assert build(tmp_path / "store", [CorpusSpec("docs", str(tmp_path))]).plan.embedding.passages == 0
+
+
 def test_a_build_sees_files_that_a_folder_gained(passages: pa.Table, tiny_encoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()

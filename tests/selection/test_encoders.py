@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -194,6 +195,8 @@ def test_masks_made_here_give_the_same_vectors(
 
     monkeypatch.setattr(type(encoder.pipeline[0].auto_model), "forward", lambda _, **features: watched(**features))
     assert encoder.spare_masks()
+    own = encoder._plain(texts)  # padded, and after a batch without padding
+    np.testing.assert_allclose(own, expected, atol=2e-6)
     np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
     assert seen >= {None, 4}  # batches without padding, batches with it
     assert encoder.compile("eager")
@@ -221,6 +224,11 @@ def test_a_model_that_such_masks_change_makes_its_own(
     monkeypatch.setattr(model, "forward", local)
     assert not encoder.spare_masks()
     np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+
+    monkeypatch.setattr(model, "forward", plain)
+    encoder.pipeline[0].auto_model.config.sliding_window = 128
+    assert not encoder.spare_masks()
+    encoder.pipeline[0].auto_model.config.sliding_window = None
 
     def broken(self: Any, **features: Any) -> Any:
         if features["attention_mask"] is None:
@@ -312,6 +320,12 @@ def test_a_prompt_that_was_asked_for_stays_with_the_store(
     vector = own.encode(example.to_pylist(), prompt="query: ", normalize_embeddings=True)
     nearest = query(store, task_folder, 1, encoder="two-prompts", limit=1).neighbours["score"][0].as_py()
     assert nearest == pytest.approx(float((vector @ expected.T).max()), abs=1e-3)
+    with Store(store).lock():
+        opened = Store(store)
+        opened.manifest.encoders["two-prompts"].prompt = None  # of two entries of a model, each has its own
+        opened.save()
+    assert "0 of 600 passages to embed" in cli(*named, "--precision", "bf16")[1]
+    assert "0 of 600 passages to embed" in cli("build", store, "--encoder", "two-prompts-bf16")[1]
     assert "600 of 600 passages to embed" in cli(*named, "--prompt", "passage: ", "--dry-run")[1]
     assert "600 of 600 passages to embed" in cli(*named, "--prompt", "", "--dry-run")[1]
 
@@ -580,6 +594,9 @@ def test_processes_write_what_one_would(
     assert result.plan.embedding.passages == 600
     vectors = [np.concatenate(list(Embeddings(Store(path), "tiny-encoder"))) for path in (one, two)]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
+    pq.write_table(pa.table({"text": ["one more", "and another"]}), tmp_path / "more.parquet")
+    build(two, [CorpusSpec("more", str(tmp_path / "more.parquet"))], device="cpu,cpu")
+    assert len(Embeddings(Store(two), "tiny-encoder")) == 602
     store = Store(two)
     with store.lock():
         entry = store.manifest.encoders["tiny-encoder"]
@@ -587,7 +604,7 @@ def test_processes_write_what_one_would(
         store.save()
         encoder = load_encoder(str(tiny_encoder), device="cpu")
         with pytest.raises(NearkinError, match=r"a process cannot begin: cpu: .*gone"):
-            workers.embed_elsewhere(store, encoder, [(0, "part-00000.arrow")], tqdm(disable=True), print, ["cpu"])
+            workers.embed_elsewhere(store, encoder, [(0, two / "part-00000.arrow")], tqdm(disable=True), print, ["cpu"])
 
 
 @pytest.mark.slow
@@ -606,7 +623,7 @@ def test_a_script_need_not_guard_its_main(
 
 
 def test_parts_hold_every_job_once_and_shrink() -> None:
-    jobs = [(number, f"part-{number:05d}.arrow") for number in range(1000)]
+    jobs = [(number, Path(f"part-{number:05d}.arrow")) for number in range(1000)]
     parts = list(workers._parts(jobs, 4))
     assert [job for part in parts for job in part] == jobs
     sizes = [len(part) for part in parts]

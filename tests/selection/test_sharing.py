@@ -14,7 +14,6 @@ from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.sharing import embed_share
-from selection.store import Store
 from tests.conftest import Cli
 
 
@@ -39,10 +38,10 @@ def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: 
     for number in (2, 3):
         embed_share(read, number, 3, encoder=str(tiny_encoder))
     assert (read / "manifest.json").read_bytes() == before
-    assert len(list(read.glob("embeddings/*/share-*.arrow"))) == 10
+    assert len(list(read.glob("shares/*/*.arrow"))) == 10
     again = embed_share(read, 1, 3, encoder=str(tiny_encoder))
     assert (again.passages, again.reused) == (0, 216)
-    assert build(read, encoder=str(tiny_encoder)).plan.embedding.passages == 0
+    assert build(read).plan.embedding.passages == 0  # by the encoder whose shares there are
     one = sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))
     shared = sorted((read / "embeddings").rglob("*.arrow"))
     assert [path.name for path in shared] == [path.name for path in one]
@@ -52,7 +51,7 @@ def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: 
 
 
 def test_a_build_does_what_a_killed_share_left(
-    read: Path, tiny_encoder: Path, passages: pa.Table, monkeypatch: pytest.MonkeyPatch
+    read: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real, calls = embedding.write_vectors, []
 
@@ -66,12 +65,16 @@ def test_a_build_does_what_a_killed_share_left(
         patch.setattr(embedding, "write_vectors", killed)
         with pytest.raises(KeyboardInterrupt):
             embed_share(read, 2, 2, encoder=str(tiny_encoder))
-    first, _ = sorted(read.glob("embeddings/*/share-*.arrow"))
-    first.write_bytes(first.read_bytes()[:-40])  # a disk that lost something
-    plan = build(read, encoder=str(tiny_encoder)).plan.embedding
-    assert plan.reused == 64
-    assert not list(read.glob("embeddings/*/share-*"))
-    assert len(Store(read).manifest.encoders["tiny-encoder"].shards) == 10
+    first, _ = sorted(read.glob("shares/*/*.arrow"))
+    body = bytearray(first.read_bytes())
+    body[2000] ^= 1  # a disk that changed something
+    first.write_bytes(body)
+    caplog.clear()
+    build(read, encoder=str(tiny_encoder))
+    assert "is damaged: its passages are embedded again" in caplog.text
+    assert not list(read.glob("shares/*/*"))
+    one = [path.read_bytes() for path in sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))]
+    assert sorted(one) == sorted(path.read_bytes() for path in (read / "embeddings").rglob("*.arrow"))
     assert build(read).plan.embedding.passages == 0
 
 
@@ -80,6 +83,8 @@ def test_shares_of_a_fitted_encoder(read: Path, tiny_encoder: Path) -> None:
     with pytest.raises(NearkinError, match="is fitted to the corpus, by one machine for all"):
         embed_share(read, 1, 2, encoder=name)
     build(read, encoder=name, dry_run=True)
+    with pytest.raises(NearkinError, match="fitted with another model or prompt"):
+        embed_share(read, 1, 2, encoder=name, prompt="query: ")
     done = [embed_share(read, number, 2, encoder=name).passages for number in (1, 2)]
     assert sum(done) == 600
     assert build(read, encoder=name).plan.embedding.passages == 0
@@ -97,5 +102,7 @@ def test_what_no_share_can_do_is_said(read: Path, cli: Cli, tmp_path: Path) -> N
     ):
         code, _, errors = cli("build", read, "--share", "1/3", *more)
         assert (code, sentence in errors) == (1, True), errors
+    for more in (("--min-recall", 0.9), ("--encoder", "none"), ("--prompt", "query: "), ("--queries", 5)):
+        assert cli("build", read, "--share", "1/3", *more)[0] == 1
     (tmp_path / "empty").mkdir()
     assert "is not a store" in cli("build", tmp_path / "empty", "--share", "1/3")[2]

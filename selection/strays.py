@@ -1,0 +1,119 @@
+"""Embedding files that no manifest lists: those of shares, and of a build that was killed before it saved.
+
+::
+
+    STORE/shares/<encoder>/<text>-<encoder>-<sha256>.arrow    parts of fingerprints, and the hash of the file
+
+A share's file says in its name what it is and what it should hold, so that listing a folder tells what is there, and a
+file is believed only as far as its hash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from selection.files import sha256_of_file
+from selection.store import EncoderEntry, Store
+
+log = logging.getLogger(__name__)
+
+TEXT, ENCODER, HASH = 32, 16, 64  # digits
+
+
+def shares_of(store: Store, slug: str) -> Path:
+    """The folder of an encoder's shares."""
+    return store.path / "shares" / slug
+
+
+def share_path(store: Store, slug: str, encoder: str, text: str) -> Path:
+    """Where a share writes the vectors of a text; `finish_share` gives the file its name."""
+    return shares_of(store, slug) / f"{text[:TEXT]}-{encoder[:ENCODER]}.arrow"
+
+
+def finish_share(path: Path, sha256: str) -> None:
+    """Names a share's file by what it holds."""
+    path.replace(path.with_name(f"{path.stem}-{sha256}.arrow"))
+
+
+def strays(store: Store, slug: str, encoder: str) -> dict[str, Path]:
+    """Unlisted files by the encoder of this fingerprint, by the first digits of their text's."""
+    entry = store.manifest.encoders.get(slug)
+    listed = {file.path for file in entry.shards.values()} if entry else set()
+    found = {}
+    for path in sorted((store.path / "embeddings" / slug).glob("part-*.arrow")):
+        about = {} if store.relative(path) in listed else _about(path)
+        if about.get(b"encoder") == encoder.encode() and b"text" in about:
+            found[about[b"text"].decode()[:TEXT]] = path
+    for path in sorted(shares_of(store, slug).glob("*.arrow")):
+        text, by, digest = [*path.stem.split("-"), "", ""][:3]
+        if by == encoder[:ENCODER] and len(digest) == HASH:
+            found.setdefault(text, path)
+    return found
+
+
+def take_in(store: Store, entry: EncoderEntry, slug: str) -> None:
+    """Enters those of the texts that are wanted, in corpus order; what is damaged is removed."""
+    found = strays(store, slug, entry.fingerprint)
+    wanted = [shard for _, _, shard in store.corpus.shards if shard.text not in entry.shards]
+    wanted = [shard for shard in wanted if shard.text[:TEXT] in found]
+    numbers = free_numbers(entry, [path for path in found.values() if path.name.startswith("part-")])
+    folder = store.path / "embeddings" / slug
+    for shard in tqdm(wanted, desc="taking in", unit=" files", disable=None, leave=False):
+        path = found[shard.text[:TEXT]]
+        if shard.text in entry.shards or not path.exists():  # equal shards stand twice
+            continue
+        digest = path.stem.rpartition("-")[2]
+        sound = _holds(path, shard.text, entry, shard.rows)
+        if not sound or (len(digest) == HASH and sha256_of_file(path) != digest):
+            log.warning("%s is damaged: its passages are embedded again", path)
+            path.unlink()
+            continue
+        if not path.name.startswith("part-"):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
+        entry.shards[shard.text] = store.entry(path, shard.rows)
+
+
+def clear_strays(store: Store, entry: EncoderEntry, slug: str) -> None:
+    """Removes what no manifest lists; a share that is still being written stays."""
+    listed = {store.path / file.path for file in entry.shards.values()}
+    for path in (store.path / "embeddings" / slug).glob("part-*.arrow"):
+        if path not in listed:
+            path.unlink()
+    for path in shares_of(store, slug).glob("*.arrow"):
+        if len(path.stem.rpartition("-")[2]) == HASH:
+            path.unlink(missing_ok=True)
+
+
+def free_numbers(entry: EncoderEntry, others: list[Path] | None = None) -> Iterator[int]:
+    """Numbers of files that are not taken, upwards."""
+    names = [Path(file.path) for file in entry.shards.values()] + (others or [])
+    used = {int(path.stem.removeprefix("part-")) for path in names}
+    number = 0
+    while True:
+        if number not in used:
+            yield number
+        number += 1
+
+
+def _about(path: Path) -> dict[bytes, bytes]:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+    except (pa.ArrowInvalid, OSError):
+        return {}
+
+
+def _holds(path: Path, text: str, entry: EncoderEntry, rows: int) -> bool:
+    """Whether a file is of that text by that encoder, whole, of so many rows and dimensions."""
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    made_of = {b"text": text.encode(), b"encoder": entry.fingerprint.encode()}
+    kind = batch.schema.field(0).type
+    return batch.schema.metadata == made_of and len(batch) == rows and getattr(kind, "list_size", 0) == entry.dim
