@@ -218,6 +218,7 @@ def build(
             require_space(opened.path, plan.disk_bytes)
             start = time.perf_counter()
             embed(opened, chosen, work_of(device, chosen))
+            Embeddings(opened, chosen.slug)  # all are there
             opened.settle()
             opened.save()
             forget_old(opened, chosen.slug)
@@ -343,16 +344,17 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
         StoreError: no store, or its manifest is damaged.
     """
     opened = Store(store)
+    settled = list(opened.manifest.corpora)
     opened.take_pending()
     several = len(opened.manifest.encoders) > 1
     wanted = {shard.text for _, _, shard in opened.corpus.shards}
-    for corpus in opened.manifest.corpora:
-        for file in corpus.in_use:
-            good = opened.is_whole(file, reread=True)
-            yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
+    files = {file.path: file for corpus in [*settled, *opened.manifest.corpora] for file in corpus.in_use}
+    for file in files.values():
+        good = opened.is_whole(file, reread=True)
+        yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
     for slug, entry in opened.manifest.encoders.items():
-        if entry.files and slug not in opened.manifest.in_use:
-            continue  # fitted, but no build has taken it
+        if entry.settings.get("tried"):
+            continue  # by a dry run; no build has taken it
         rebuild = f"`nearkin build {store}{build_flags(entry) if several else ''}`"
         for file in entry.files:
             good = opened.is_whole(file, reread=True)

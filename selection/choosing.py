@@ -39,9 +39,9 @@ from selection.memory import release_memory
 from selection.models import DEFAULT_ENCODER
 from selection.slugs import check_slug, check_version, encoder_held, open_encoder
 from selection.store import EncoderEntry, Store
-from selection.strays import shares_of
+from selection.strays import has_shares, shared_slugs
 from selection.tokens import Ragged, count_tokens
-from selection.wording import human_seconds
+from selection.wording import human_seconds, join
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
+LAST = "last"  # what a dry run says of the encoder that it chose
 LASTING = ("auto", "cascade", "cascade_engine", "index", "tried")  # what an entry says that no fitting changes
 
 
@@ -134,9 +135,11 @@ def named_spec(store: Store, wanted: Wanted) -> EncoderSpec:
     if said == (None, None, None):
         if store.manifest.in_use:
             return spec_of(entries[open_encoder(store, None)])
-        shared = [entry for slug, entry in entries.items() if any(shares_of(store, slug).glob("*.arrow"))]
-        if len(shared) == 1:
-            return spec_of(shared[0])
+        shared = [slug for slug in shared_slugs(store) if has_shares(store, slug)]
+        if len(shared) == 1 and shared[0] in entries:
+            return spec_of(entries[shared[0]])
+        if shared:
+            raise StoreError(f"{store.path} has shares by {join(shared)}: name one of them, with --encoder")
     spec = EncoderSpec(wanted.encoder or DEFAULT_ENCODER, wanted.precision or "exact", wanted.max_tokens, wanted.prompt)
     if spec.prompt is not None:
         return spec
@@ -156,17 +159,24 @@ def by_slug(store: Store, wanted: Wanted) -> Wanted:
 
 def remember_tried(store: Store, encoder: Encoder) -> None:
     """Keeps the encoder that a dry run chose, and what runs it, for shares; a build may name another."""
-    if encoder.slug not in store.manifest.encoders:
-        settings = {"engine": encoder.engine, "tried": True}
-        store.manifest.encoders[encoder.slug] = replace(EncoderEntry.of(encoder), settings=settings)
-        store.save()
+    entries = store.manifest.encoders
+    for other in entries.values():
+        if other.settings.get("tried"):
+            other.settings["tried"] = True
+    entry = entries.get(encoder.slug)
+    if entry is None or (entry.fingerprint != encoder.fingerprint and not entry.shards):
+        entry = entries[encoder.slug] = replace(EncoderEntry.of(encoder), settings={"engine": encoder.engine})
+        entry.settings["tried"] = LAST
+    elif entry.settings.get("tried"):
+        entry.settings["tried"] = LAST
+    store.save()
 
 
 def drop_untaken(store: Store, slug: str) -> None:
     """Forgets what this build or a dry run tried, and fitted, where `slug` was taken instead and no share goes on."""
     for other, entry in list(store.manifest.encoders.items()):
         tried = entry.files or entry.settings.get("tried")
-        if other != slug and tried and not entry.shards and not any(shares_of(store, other).glob("*.arrow")):
+        if other != slug and tried and not entry.shards and not has_shares(store, other):
             del store.manifest.encoders[other]
             store.save()
             shutil.rmtree(store.path / "encoders" / other, ignore_errors=True)
@@ -444,7 +454,8 @@ class _Chooser:
             self.report(f"auto    no path fits into {human_seconds(limit)}: this is the fastest there is")
         entries = self.store.manifest.encoders
         if taken.slug not in entries:
-            entries[taken.slug] = replace(EncoderEntry.of(taken), settings={"engine": taken.engine})
+            settings = {"engine": taken.engine} | ({"tried": True} if self.wanted.trying else {})
+            entries[taken.slug] = replace(EncoderEntry.of(taken), settings=settings)
         for slug, other in entries.items():
             if slug == taken.slug:
                 other.settings["auto"] = [spec.model, spec.max_tokens]

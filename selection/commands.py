@@ -437,7 +437,7 @@ def _run_share(args: argparse.Namespace) -> int:
     )
     print(
         f"done    {args.store}: {done.passages:,} passages embedded in {human_seconds(done.seconds)}, {done.reused:,} "
-        f"were there; once all shares are, `nearkin build {args.store}` takes them in"
+        f"were there; once all shares are, `{done.build}` takes them in"
     )
     return 0
 

@@ -14,6 +14,7 @@ of one, token ids and vectors of the next, vectors of the last. Several devices 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ from selection.encoders import Encoder
 from selection.errors import ModelError, StoreError
 from selection.files import atomic_write, fingerprint
 from selection.memory import release_memory
+from selection.slugs import build_flags
 from selection.store import EncoderEntry, FileEntry, Store
 from selection.strays import TEXT, clear_strays, free_numbers, strays, take_in
 
@@ -57,12 +59,16 @@ class EmbeddingPlan:
     reused: int
 
 
-def plan_embedding(store: Store, slug: str, encoder_fingerprint: str) -> EmbeddingPlan:
-    """Compares the corpus with the embeddings that exist; damaged files count as missing."""
+def plan_embedding(store: Store, slug: str, encoder_fingerprint: str, listed: bool = False) -> EmbeddingPlan:
+    """Compares the corpus with the embeddings that exist; damaged files count as missing.
+
+    Args:
+        listed: only those that the manifest lists, not what a build would take in.
+    """
     shards = [s for _, _, s in store.corpus.shards]
     entry = store.manifest.encoders.get(slug)
     have = entry.shards if entry and entry.fingerprint == encoder_fingerprint else {}
-    found = strays(store, slug, encoder_fingerprint)
+    found = {} if listed else strays(store, slug, encoder_fingerprint)
     texts = dict.fromkeys(s.text for s in shards)
     whole = {text for text in texts if text[:TEXT] in found or (text in have and store.is_whole(have[text]))}
     todo, seen = [], set(whole)
@@ -88,8 +94,9 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
     work = work or embed_here
     entry = _usable_entry(store, encoder)
     folder = store.path / "embeddings" / encoder.slug
+    store.save()  # from here on this encoder is the store's, so that a build that is killed goes on with it
     take_in(store, entry, encoder.slug)
-    plan = plan_embedding(store, encoder.slug, encoder.fingerprint)
+    plan = plan_embedding(store, encoder.slug, encoder.fingerprint, listed=True)
     store.save()
     lock, saved = Lock(), [time.monotonic()]
 
@@ -111,7 +118,11 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
 
 
 def forget_old(store: Store, slug: str) -> None:
-    """Gives up embeddings of texts that a store held until a build settled; the store must be locked."""
+    """Gives up what a store held until a build settled, texts and embeddings; the store must be locked."""
+    used = {file.path.split("/")[1] for c in store.manifest.corpora for file in c.in_use if file.path[:7] == "corpus/"}
+    for corpus in store.manifest.corpora:
+        for name in {corpus.name, f"{corpus.name}~"} - used:
+            shutil.rmtree(store.path / "corpus" / name, ignore_errors=True)
     entry = store.manifest.encoders[slug]
     current = {shard.text for _, _, shard in store.corpus.shards}
     if not set(entry.shards) <= current:
@@ -171,10 +182,10 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
         entry = EncoderEntry.of(encoder)
         entry.settings["engine"] = encoder.engine
     wanted = {shard.text for _, _, shard in store.corpus.shards} | store.answering
-    damaged = [file for text, file in entry.shards.items() if text in wanted and not store.is_whole(file)]
-    for file in damaged:  # which else would be taken in as ones that are not listed
-        (store.path / file.path).unlink(missing_ok=True)
-    entry.shards = {text: file for text, file in entry.shards.items() if text in wanted and file not in damaged}
+    damaged = {text for text, file in entry.shards.items() if text in wanted and not store.is_whole(file)}
+    for text in damaged:  # which else would be taken in as ones that are not listed
+        (store.path / entry.shards[text].path).unlink(missing_ok=True)
+    entry.shards = {text: file for text, file in entry.shards.items() if text in wanted and text not in damaged}
     entry.model = encoder.model
     entry.settings.pop("tried", None)
     store.manifest.encoders[encoder.slug] = entry
@@ -214,9 +225,10 @@ class Embeddings:
         self._store, self._entry = store, entry
         shards = [shard for _, _, shard in store.corpus.shards]
         if missing := sum(s.text not in entry.shards for s in shards):
+            flags = build_flags(entry) if len(store.manifest.encoders) > 1 else ""
             raise StoreError(
                 f"{store.path}: {missing} of {len(shards)} shards are not embedded by {slug}: "
-                f"run `nearkin build {store.path}` to finish"
+                f"run `nearkin build {store.path}{flags}` to finish"
             )
         self._mapped: dict[int, npt.NDArray[np.float16]] = {}
         self._files: list[FileEntry] = [entry.shards[s.text] for s in shards]

@@ -92,6 +92,7 @@ def find_files(location: str, quiet: bool = False) -> list[Path]:
         return [path]
     if path.is_dir():
         found = [p for p in _files_under(path) if not _hidden(p.relative_to(path))]
+        found = [p for p in found if p.parent == path or not _is_set(p)]
         columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
         # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
         files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
@@ -118,7 +119,10 @@ def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
     known = {file.path for file in entry.sources}
     try:
         found = _outside(store, find_files(location, quiet=True))
-        return [file for file in found if store.relative(file) not in known and not _is_set(file)]
+        names = [store.relative(file) for file in found]
+        if not known <= set(names):  # what is gone lives on in the store alone
+            return []
+        return [file for file, name in zip(found, names, strict=True) if name not in known]
     except InputError:
         return []
 
@@ -130,6 +134,7 @@ def _outside(store: Store, files: list[Path]) -> list[Path]:
 
 
 def _is_set(file: Path) -> bool:
+    """Whether it is an augmentation set's, which lies in a folder of texts by chance."""
     return file.name == "augmentation.parquet" and (file.parent / "manifest.json").is_file()
 
 
@@ -280,7 +285,7 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
     shards: list[Shard] = []
     sources: list[FileEntry] = []
     blank = filtered = row = 0
-    target = store.path / "corpus" / spec.name
+    target = store.corpus_folder(spec.name)
     bar = _bar(spec.name)
     with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
         for path in files:
@@ -404,7 +409,7 @@ def _convert(
 ) -> CorpusEntry:
     """Writes a corpus to Parquet parts in the store, then scans those like any other."""
     blank = filtered = row = 0
-    target = store.path / "corpus" / spec.name
+    target = store.corpus_folder(spec.name)
     chunker = _Chunker(spec) if spec.chunk else None
     bar = _bar(spec.name)
     sources = [store.entry(file, -1) for file in files]  # before they are read, as in `_scan`
@@ -417,7 +422,7 @@ def _convert(
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
                 blank, filtered, row = blank + no_text, filtered + left_out, row + len(batch)
                 table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
-                parts.write(chunker.split(table) if chunker else table, ends is Ends.BATCH)
+                parts.write(chunker.split(table) if chunker else table, ends)
                 bar.update(len(batch))
         if parts.rows == 0:
             _require_passages(spec, [], blank, filtered)
@@ -463,8 +468,8 @@ class _PartWriter:
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
 
-    def write(self, table: pa.Table, whole: bool) -> None:
-        """Adds rows; a part may end behind them where that is the end of a `whole` batch."""
+    def write(self, table: pa.Table, ends: Ends) -> None:
+        """Adds rows; a part ends with a batch or, where that would be far too large, with a quarter shard."""
         if table.num_rows:
             if self._schema is not None and not self._schema.equals(table.schema):
                 self._flush()
@@ -472,9 +477,8 @@ class _PartWriter:
             self._pending.append(table)
             self._pending_rows += table.num_rows
             self._pending_bytes += text_bytes(table.column("text"))
-        if not whole:
-            return
-        if self._pending_rows >= 4 * SHARD_ROWS or self._pending_bytes >= 2 * SHARD_BYTES:
+        full = self._pending_rows >= 4 * SHARD_ROWS or self._pending_bytes >= 2 * SHARD_BYTES
+        if (ends is Ends.BATCH and full) or (ends is Ends.QUARTER and self._pending_bytes >= 8 * SHARD_BYTES):
             self._flush()
 
     def _flush(self) -> None:

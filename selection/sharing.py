@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from selection.choosing import Wanted, by_slug, check_wanted, choose_encoder, named_spec, spec_of, stored_encoder
+from selection.choosing import LAST, Wanted, by_slug, check_wanted, choose_encoder, named_spec, stored_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
 from selection.encoders import cascade_model, same_model
@@ -38,11 +38,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShareResult:
-    """What a share did: passages embedded now, those that were there already, seconds."""
+    """What a share did.
+
+    Attributes:
+        passages, reused: embedded now, and there already.
+        build: the command that takes all shares in.
+    """
 
     passages: int
     reused: int
     seconds: float
+    build: str
 
 
 def embed_share(
@@ -79,9 +85,9 @@ def embed_share(
             f"{opened.path} holds no corpus yet: `nearkin build {opened.path} --corpus NAME=PATH --dry-run` reads it"
         )
     wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, prompt=prompt))
-    tried = [entry for entry in opened.manifest.encoders.values() if entry.settings.get("tried")]
-    if wanted == Wanted(device=device) and not opened.manifest.in_use and len(tried) == 1:
-        wanted = by_slug(opened, replace(wanted, encoder=spec_of(tried[0]).slug))
+    tried = [slug for slug, entry in opened.manifest.encoders.items() if entry.settings.get("tried") == LAST]
+    if wanted == Wanted(device=device) and tried:
+        wanted = by_slug(opened, replace(wanted, encoder=tried[0]))
     check_wanted(opened, wanted)
     spec = named_spec(opened, wanted)
     check_slug(opened, spec.slug, spec.model)
@@ -119,4 +125,5 @@ def embed_share(
     with tqdm(total=rows, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
         embed_here(opened, chosen, jobs, bar, finished)
     reused = sum(shards[at][2].rows for at in mine) - rows
-    return ShareResult(rows, reused, time.perf_counter() - begun)
+    build = f"nearkin build {opened.path}{build_flags(chosen)}"
+    return ShareResult(rows, reused, time.perf_counter() - begun, build)

@@ -3,7 +3,7 @@
 ::
 
     STORE/manifest.json                      corpora, shards, encoders, indexes, each file with rows and sha256
-    STORE/corpus/<name>/part-00000.parquet   only for converted sources
+    STORE/corpus/<name>/part-00000.parquet   only for converted sources; <name>~ where it was read again
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
@@ -256,6 +256,11 @@ class Store:
         """Fingerprints of the texts that readers see while a build is at corpora that await their embeddings."""
         return {shard.text for corpus in self._settled or [] for shard in corpus.shards}
 
+    def corpus_folder(self, name: str) -> Path:
+        """Where a corpus that is read now is written: not over files that readers have until the build settles."""
+        used = {file.path.split("/")[1] for c in self._settled or [] for file in c.in_use if file.path[:7] == "corpus/"}
+        return self.path / "corpus" / (f"{name}~" if name in used else name)
+
     def save(self) -> None:
         """Writes the manifest."""
         manifest = self.manifest
@@ -276,8 +281,9 @@ class Store:
         """Raises StoreError where a file that passages are read from is missing or has changed."""
         if self.manifest.pending and not self._told:
             self._told = True
-            names = join(corpus.name for corpus in self.manifest.pending)
-            log.warning("left out, since not embedded yet: %s (`nearkin build %s` goes on)", names, self.path)
+            known = {corpus.name for corpus in self.manifest.corpora}
+            news = (f"what is new of {c.name}" if c.name in known else c.name for c in self.manifest.pending)
+            log.warning("left out, since not embedded yet: %s (`nearkin build %s` goes on)", join(news), self.path)
         for corpus in self.manifest.corpora:
             for file in corpus.in_use:
                 again = f"run `nearkin build {self.path}` to read it again"
@@ -299,6 +305,12 @@ class Store:
         """The manifest's entry for a file that was just written or scanned."""
         digest = self._hash(path)
         return FileEntry(self.relative(path), rows, digest)
+
+    def hashed(self, path: Path, rows: int, sha256: str) -> FileEntry:
+        """As `entry`, of a file that was just hashed."""
+        stat, entry = path.stat(), FileEntry(self.relative(path), rows, sha256)
+        self._checked[entry.path] = [stat.st_size, stat.st_mtime_ns, sha256]
+        return entry
 
     def checked_as(self, entry: FileEntry) -> list[Any]:
         """What this store remembers of a file that it wrote or found right, for `adopt` in another process."""

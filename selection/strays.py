@@ -10,7 +10,9 @@ file is believed only as far as its hash.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +25,17 @@ from selection.store import EncoderEntry, Store
 log = logging.getLogger(__name__)
 
 TEXT, ENCODER, HASH = 32, 16, 64  # digits
+DAY = 86_400
 
 
 def shares_of(store: Store, slug: str) -> Path:
     """The folder of an encoder's shares."""
     return store.path / "shares" / slug
+
+
+def shared_slugs(store: Store) -> list[str]:
+    """Encoders that have a folder of shares."""
+    return sorted(path.name for path in (store.path / "shares").glob("*") if path.is_dir())
 
 
 def share_path(store: Store, slug: str, encoder: str, text: str) -> Path:
@@ -40,19 +48,23 @@ def finish_share(path: Path, sha256: str) -> None:
     path.replace(path.with_name(f"{path.stem}-{sha256}.arrow"))
 
 
-def strays(store: Store, slug: str, encoder: str) -> dict[str, Path]:
+def has_shares(store: Store, slug: str) -> bool:
+    """Whether a share by this encoder has finished anything that no build has taken in."""
+    return any(_digest(path) for path in shares_of(store, slug).glob("*.arrow"))
+
+
+def strays(store: Store, slug: str, encoder: str) -> dict[str, list[Path]]:
     """Unlisted files by the encoder of this fingerprint, by the first digits of their text's."""
     entry = store.manifest.encoders.get(slug)
     listed = {file.path for file in entry.shards.values()} if entry else set()
-    found = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted((store.path / "embeddings" / slug).glob("part-*.arrow")):
         about = {} if store.relative(path) in listed else _about(path)
         if about.get(b"encoder") == encoder.encode() and b"text" in about:
-            found[about[b"text"].decode()[:TEXT]] = path
-    for path in sorted(shares_of(store, slug).glob("*.arrow")):
-        text, by, digest = [*path.stem.split("-"), "", ""][:3]
-        if by == encoder[:ENCODER] and len(digest) == HASH:
-            found.setdefault(text, path)
+            found.setdefault(about[b"text"].decode()[:TEXT], []).append(path)
+    for path in sorted(shares_of(store, slug).glob(f"*-{encoder[:ENCODER]}-*.arrow")):
+        if _digest(path):
+            found.setdefault(path.stem[:TEXT], []).append(path)
     return found
 
 
@@ -61,33 +73,34 @@ def take_in(store: Store, entry: EncoderEntry, slug: str) -> None:
     found = strays(store, slug, entry.fingerprint)
     wanted = [shard for _, _, shard in store.corpus.shards if shard.text not in entry.shards]
     wanted = [shard for shard in wanted if shard.text[:TEXT] in found]
-    numbers = free_numbers(entry, [path for path in found.values() if path.name.startswith("part-")])
+    parts = [path for paths in found.values() for path in paths if path.name.startswith("part-")]
+    numbers = free_numbers(entry, parts)
     folder = store.path / "embeddings" / slug
+    folder.mkdir(parents=True, exist_ok=True)
     for shard in tqdm(wanted, desc="taking in", unit=" files", disable=None, leave=False):
-        path = found[shard.text[:TEXT]]
-        if shard.text in entry.shards or not path.exists():  # equal shards stand twice
-            continue
-        digest = path.stem.rpartition("-")[2]
-        sound = _holds(path, shard.text, entry, shard.rows)
-        if not sound or (len(digest) == HASH and sha256_of_file(path) != digest):
-            log.warning("%s is damaged: its passages are embedded again", path)
-            path.unlink()
-            continue
-        if not path.name.startswith("part-"):
-            folder.mkdir(parents=True, exist_ok=True)
-            path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
-        entry.shards[shard.text] = store.entry(path, shard.rows)
+        for path in found[shard.text[:TEXT]]:
+            if shard.text in entry.shards or not path.exists():  # equal shards stand twice
+                continue
+            digest = sha256_of_file(path)
+            if not _holds(path, shard.text, entry, shard.rows) or _digest(path) not in ("", digest):
+                log.warning("%s is damaged: its passages are embedded again", path)
+                path.unlink()
+                continue
+            if not path.name.startswith("part-"):
+                path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
+            entry.shards[shard.text] = store.hashed(path, shard.rows, digest)
 
 
 def clear_strays(store: Store, entry: EncoderEntry, slug: str) -> None:
-    """Removes what no manifest lists; a share that is still being written stays."""
+    """Removes what no manifest lists; shares by another version or prompt stay, and one that is still written to."""
     listed = {store.path / file.path for file in entry.shards.values()}
     for path in (store.path / "embeddings" / slug).glob("part-*.arrow"):
         if path not in listed:
             path.unlink()
-    for path in shares_of(store, slug).glob("*.arrow"):
-        if len(path.stem.rpartition("-")[2]) == HASH:
-            path.unlink(missing_ok=True)
+    for path in shares_of(store, slug).glob(f"*-{entry.fingerprint[:ENCODER]}*.arrow"):
+        with contextlib.suppress(FileNotFoundError):
+            if _digest(path) or time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
 
 
 def free_numbers(entry: EncoderEntry, others: list[Path] | None = None) -> Iterator[int]:
@@ -99,6 +112,12 @@ def free_numbers(entry: EncoderEntry, others: list[Path] | None = None) -> Itera
         if number not in used:
             yield number
         number += 1
+
+
+def _digest(path: Path) -> str:
+    """The hash that a finished share says in its name; empty for others."""
+    digest = path.stem.rpartition("-")[2]
+    return digest if len(digest) == HASH else ""
 
 
 def _about(path: Path) -> dict[bytes, bytes]:

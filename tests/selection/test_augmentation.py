@@ -336,7 +336,7 @@ def test_the_manifest_names_the_index_that_was_used(
     assert used == {
         ("knn", None): ("stream", None),
         ("knn", "ivf"): ("ivf", None),
-        ("cluster", None): ("stream", "k-means"),
+        ("cluster", None): (None, "k-means"),
         ("cluster", "ivf"): ("ivf", "ivf"),
         ("classifier", None): (None, None),
     }

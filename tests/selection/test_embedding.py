@@ -173,6 +173,34 @@ def test_a_corpus_that_grew_is_searched_as_it_was_until_it_is_embedded(
     assert len(list(path.rglob("part-*.arrow"))) == 1
 
 
+def test_a_converted_corpus_that_changed_is_searched_as_it_was_until_it_is_embedded(
+    tiny_encoder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    folder, path = tmp_path / "docs", tmp_path / "store"
+    folder.mkdir()
+
+    def write(name: str, texts: list[str]) -> None:
+        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+
+    write("b.jsonl", [f"a matrix of {number} rows" for number in range(30)])
+    build(path, [CorpusSpec("docs", str(folder))], encoder=str(tiny_encoder))
+    before = query(path, task_folder, k=3).neighbours
+    for turn, name in enumerate(("a.jsonl", "c.jsonl")):
+        write(name, [f"a graph of {number} nodes", "and its edges"] if (number := turn) else ["a tree"])
+        build(path, dry_run=True)
+        assert query(path, task_folder, k=3).neighbours.equals(before)
+        assert [problem for _, problem in verify(path) if problem]
+        build(path)
+        assert not [problem for _, problem in verify(path) if problem]
+        assert len(list((path / "corpus").iterdir())) == 1
+        before = query(path, task_folder, k=3).neighbours
+    assert len(Store(path).corpus) == 33
+    (folder / "b.jsonl").unlink()  # the store has the only copy
+    write("d.jsonl", ["a heap"])
+    assert len(build(path).plan.corpora[0].shards) == len(Store(path).corpus.shards)
+    assert len(Store(path).corpus) == 33
+
+
 def test_a_damaged_file_is_not_taken_in_again(store: Path) -> None:
     part = next(store.glob("embeddings/*/part-00000.arrow"))
     whole, at = part.read_bytes(), len(part.read_bytes()) // 2

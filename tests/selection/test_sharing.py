@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from selection import embedding
-from selection.building import build
+from selection.building import build, verify
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.sharing import embed_share
+from selection.store import Store
 from tests.conftest import Cli
 
 
@@ -76,6 +77,32 @@ def test_a_build_does_what_a_killed_share_left(
     one = [path.read_bytes() for path in sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))]
     assert sorted(one) == sorted(path.read_bytes() for path in (read / "embeddings").rglob("*.arrow"))
     assert build(read).plan.embedding.passages == 0
+
+
+def test_the_encoder_of_the_last_dry_run_is_shared(read: Path, tiny_encoder: Path) -> None:
+    build(read, encoder=str(tiny_encoder), max_tokens=16, precision="auto", dry_run=True)
+    first = embed_share(read, 1, 2)
+    assert first.build.endswith(f"{read} --encoder {tiny_encoder} --max-tokens 16")
+    assert {path.name for path in (read / "shares").iterdir()} == {"tiny-encoder-16"}
+    embed_share(read, 2, 2)
+    embed_share(read, 1, 3, encoder=str(tiny_encoder), prompt="query: ")
+    with pytest.raises(NearkinError, match="has shares by tiny-encoder and tiny-encoder-16"):
+        build(read)
+    assert build(read, encoder="tiny-encoder-16").plan.embedding.passages == 0
+    assert not list((read / "shares" / "tiny-encoder-16").iterdir())
+    assert len(list((read / "shares" / "tiny-encoder").iterdir())) == 4  # those of another encoder stay
+    assert [problem for _, problem in verify(read) if problem] == []
+
+
+def test_of_two_files_of_a_text_the_sound_one_is_taken(read: Path, tiny_encoder: Path) -> None:
+    embed_share(read, 1, 1, encoder=str(tiny_encoder))
+    whole = sorted(read.glob("shares/*/*.arrow"))[0]
+    twin = whole.with_name(f"{whole.stem[:-64]}{'0' * 64}.arrow")
+    twin.write_bytes(whole.read_bytes()[:-9])
+    build(read, encoder=str(tiny_encoder))
+    assert len(Store(read).manifest.encoders["tiny-encoder"].shards) == 10
+    one = [path.read_bytes() for path in sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))]
+    assert [path.read_bytes() for path in sorted((read / "embeddings").rglob("*.arrow"))] == one
 
 
 def test_shares_of_a_fitted_encoder(read: Path, tiny_encoder: Path) -> None:
