@@ -102,7 +102,7 @@ def test_a_passage_too_long_for_what_is_left_is_told(
     method = f"curated:file={mine}"
     result = run(built, task_folder, tmp_path / "a", method, near="off", tokens=first + long - 1)
     assert (result.passages, result.tokens) == (3, first)
-    told = f"the set ends at {first:,} of {first + long - 1:,} tokens, since the next passage has {long:,}:"
+    told = f"the set ends at {first:,} of {first + long - 1:,} tokens, since the next passage has {long:,} "
     assert [r.getMessage()[: len(told)] for r in caplog.records] == [told]
     for budget in ({"tokens": first + 1}, {"docs": 3, "tokens": first + long - 1}, {"tokens": first + long}):
         run(built, task_folder, tmp_path / f"b{len(list(tmp_path.iterdir()))}", method, near="off", **budget)
