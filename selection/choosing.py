@@ -247,7 +247,7 @@ class _Chooser:
         if self.wanted.precision == "auto":
             model, entries = self.wanted.encoder or DEFAULT_ENCODER, self.store.manifest.encoders
             before = [e for e in entries.values() if e.settings.get("auto") == [model, self.wanted.max_tokens]]
-            before = [e for e in before if self.wanted.prompt in (None, e.prompt)]
+            before = [e for e in before if self.wanted.prompt in (None, e.prompt) and not e.settings.get("tried")]
             if before and (self.wanted.max_seconds is None or self._is_incomplete(before[0])):
                 return self._named(spec_of(before[0]))
             return self._auto(named_spec(self.store, replace(self.wanted, precision="exact")))
