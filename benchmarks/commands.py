@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selection.commands import add_command, positive, seed, share
+from selection.commands import add_command, positive, say, seed, share
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
@@ -263,7 +263,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from benchmarks.demo import demo, table, took
 
     start = time.perf_counter()
-    arms = demo(args.out, seed=args.seed, overwrite=True, say=lambda line: print(line, flush=True))
+    arms = demo(args.out, seed=args.seed, overwrite=True, say=say)
     print("\n" + "\n".join(table(arms)))
     print(took(time.perf_counter() - start))
     return 0
@@ -279,7 +279,7 @@ def run_report(args: argparse.Namespace) -> int:
         plots=args.plots,
         examples=args.examples,
         grid=args.grid,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     return 0
 
@@ -300,7 +300,7 @@ def run_throughput(args: argparse.Namespace) -> int:
         paths=tuple(args.paths),
         device=args.device,
         min_recall=args.min_recall,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     if args.plot:
         plot_throughput(rows, args.plot)
@@ -327,7 +327,7 @@ def run_search(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         out=args.out,
         scratch=args.scratch,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     if args.plot:
         plot_search(rows, args.plot)
@@ -350,7 +350,7 @@ def run_cascade(args: argparse.Namespace) -> int:
         sizes=args.passages,
         min_recall=args.min_recall,
         seeds=args.seeds,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     if args.plot:
         plot_cascade(rows, args.plot)
@@ -378,7 +378,7 @@ def run_selectors(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         out=args.out,
         scratch=args.scratch,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     if args.plot:
         plot_selectors(rows, args.plot)
@@ -395,7 +395,7 @@ def run_training(args: argparse.Namespace) -> int:
     what = Training(
         args.model, args.task, tuple(args.text), steps=args.steps, epochs=args.epochs, max_tokens=args.max_tokens
     )
-    rows = training(what, parts=args.parts, seeds=args.seeds, out=args.out, say=lambda line: print(line, flush=True))
+    rows = training(what, parts=args.parts, seeds=args.seeds, out=args.out, say=say)
     found = summary(rows)
     if args.plot:
         plot_training(found, args.plot)
@@ -420,7 +420,7 @@ def run_frontier(args: argparse.Namespace) -> int:
     }  # fmt: skip
     recipe = read_recipe(args.recipe, options, {"model": DEFAULT_ENCODER, "preset": "quick"})
     command = shlex.join(["nearkin", *sys.argv[1:]])
-    rows = frontier(recipe, seeds=args.seeds, out=args.out, command=command, say=lambda line: print(line, flush=True))
+    rows = frontier(recipe, seeds=args.seeds, out=args.out, command=command, say=say)
     found = summary(rows)
     if args.plot:
         plot_frontier(rows, args.plot)
@@ -437,7 +437,7 @@ def run_memory(args: argparse.Namespace) -> int:
         text_column=args.text_column,
         encoder=args.encoder,
         max_tokens=args.max_tokens,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     return _finish(rows, args.out)
 

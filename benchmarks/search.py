@@ -25,7 +25,7 @@ import numpy.typing as npt
 from benchmarks.peers import PEERS
 from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
-from selection.embedding import Embeddings, write_vectors
+from selection.embedding import Embeddings
 from selection.files import atomic_write, fingerprint
 from selection.index.exact import stream_search
 from selection.index.kinds import KINDS
@@ -38,6 +38,7 @@ from selection.slugs import open_encoder
 from selection.store import CorpusEntry, Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
+from selection.vector_files import write_vectors
 
 MOVED = 0.95
 ONCE_FROM = 60.0

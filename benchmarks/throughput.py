@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.commands import COMPILED, PATHS
 from benchmarks.results import Row, alternate
-from selection.choosing import Wanted, choose_encoder
+from selection.choosing import Wanted, choose_encoder, spec_of
 from selection.devices import check_devices, search_devices, suit_cuda
 from selection.embedding import embed
-from selection.encoders import STATIC, Encoder, load_encoder
+from selection.encoders import STATIC, Encoder, load
 from selection.encoders.recall import NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import NearkinError
@@ -266,8 +266,7 @@ def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
         target = Store(scratch / f"store-{kind}")
         [(slug, entry)] = target.manifest.encoders.items()
         folder = scratch / "fitting" / "encoders" / slug
-        arguments = (entry.model, entry.precision, device, entry.max_tokens, entry.settings["engine"])
-        chosen = load_encoder(*arguments, folder if folder.exists() else None)
+        chosen = load(spec_of(entry), device, entry.settings["engine"], folder if folder.exists() else None)
         if kind == COMPILED and not (isinstance(chosen, TransformerEncoder) and chosen.compile()):
             return None
         _embed_anew(target, chosen)

@@ -11,15 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import (
-    Choice,
-    Wanted,
-    by_slug,
-    check_wanted,
-    choose_encoder,
-    drop_untaken,
-    remember_tried,
-)
+from selection.choosing import Choice, Wanted, by_slug, check_wanted, choose_encoder, drop_untaken, remember_tried
 from selection.devices import check_devices, first_device
 from selection.embedding import EmbeddingPlan, Embeddings, embed, forget_old, plan_embedding
 from selection.encoders import STATIC, cascade_model
@@ -221,6 +213,7 @@ def build(
             Embeddings(opened, chosen.slug)  # all are there
             opened.settle()
             opened.save()
+            opened.clear_corpora()
             forget_old(opened, chosen.slug)
             seconds["embed"] = time.perf_counter() - start
             start = time.perf_counter()

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from selection.encoders import (
     Encoder,
     EncoderSpec,
     int8,
-    load_encoder,
+    load,
     openvino_engine,
     same_model,
     static_encoder,
@@ -57,7 +56,6 @@ STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
-LAST = "last"  # what a dry run says of the encoder that it chose
 LASTING = ("auto", "cascade", "cascade_engine", "index", "tried")  # what an entry says that no fitting changes
 
 
@@ -82,6 +80,11 @@ class Wanted:
     max_seconds: float | None = None
     prompt: str | None = None
     trying: bool = False
+
+    @property
+    def any_encoder(self) -> bool:
+        """Whether nothing was said of which encoder."""
+        return (self.encoder, self.precision, self.max_tokens) == (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,7 @@ def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> C
 
 def check_wanted(store: Store, wanted: Wanted) -> None:
     """Raises NearkinError where what is asked for cannot be had, before a long ingestion rather than after it."""
-    said = (wanted.encoder, wanted.precision, wanted.max_tokens)
-    if said == (None, None, None) and store.manifest.in_use:
+    if wanted.any_encoder and store.manifest.in_use:
         open_encoder(store, None)
         return
     spec = named_spec(store, replace(wanted, precision=None) if wanted.precision == "auto" else wanted)
@@ -130,9 +132,8 @@ def check_wanted(store: Store, wanted: Wanted) -> None:
 
 def named_spec(store: Store, wanted: Wanted) -> EncoderSpec:
     """Which encoder is meant, where precision is not ``auto``: as asked, else the store's, else the default one."""
-    said = (wanted.encoder, wanted.precision, wanted.max_tokens)
     entries = store.manifest.encoders
-    if said == (None, None, None):
+    if wanted.any_encoder:
         if store.manifest.in_use:
             return spec_of(entries[open_encoder(store, None)])
         shared = [slug for slug in shared_slugs(store) if has_shares(store, slug)]
@@ -159,16 +160,11 @@ def by_slug(store: Store, wanted: Wanted) -> Wanted:
 
 def remember_tried(store: Store, encoder: Encoder) -> None:
     """Keeps the encoder that a dry run chose, and what runs it, for shares; a build may name another."""
-    entries = store.manifest.encoders
-    for other in entries.values():
-        if other.settings.get("tried"):
-            other.settings["tried"] = True
-    entry = entries.get(encoder.slug)
+    entry = store.manifest.encoders.get(encoder.slug)
     if entry is None or (entry.fingerprint != encoder.fingerprint and not entry.shards):
-        entry = entries[encoder.slug] = replace(EncoderEntry.of(encoder), settings={"engine": encoder.engine})
-        entry.settings["tried"] = LAST
-    elif entry.settings.get("tried"):
-        entry.settings["tried"] = LAST
+        settings = {"engine": encoder.engine, "tried": True}
+        store.manifest.encoders[encoder.slug] = replace(EncoderEntry.of(encoder), settings=settings)
+    store.manifest.dry_run = encoder.slug
     store.save()
 
 
@@ -201,8 +197,7 @@ def stored_encoder(store: Store, slug: str, device: str | None = None) -> Encode
         store.check(file, f"run `nearkin build {store.path}` to fit this encoder again and embed the corpus by it")
     folder = store.path / "encoders" / slug if entry.files else None
     engine = entry.settings.get("engine", "torch")
-    where = first_device(device)
-    return load_encoder(entry.model, entry.precision, where, entry.max_tokens, engine, folder, entry.prompt)
+    return load(spec_of(entry), first_device(device), engine, folder)
 
 
 def full_encoder(store: Store, slug: str, device: str | None = None, report: Report = log.info) -> Encoder:
@@ -216,7 +211,7 @@ def full_encoder(store: Store, slug: str, device: str | None = None, report: Rep
     chooser, engine = _Chooser(store, Wanted(device=device), report), entry.settings.get("cascade_engine")
     if engine is None and chooser.on_cpu:
         return chooser._fastest(spec).encoder
-    return load_encoder(spec.model, spec.precision, chooser.device, engine=engine or "torch", prompt=spec.prompt)
+    return load(spec, chooser.device, engine or "torch")
 
 
 def remember_engine(store: Store, slug: str, full: Encoder) -> None:
@@ -279,21 +274,20 @@ class _Chooser:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
         known = self.store.manifest.encoders.get(spec.slug)
         engine = known.settings.get("engine") if known else None
-        load = partial(load_encoder, spec.model, spec.precision, self.device, spec.max_tokens, prompt=spec.prompt)
-        choice = self._tried(load(engine or "torch"))
+        choice = self._tried(load(spec, self.device, engine or "torch"))
         if engine or not self.on_cpu or not openvino_engine.available() or choice.seconds is None:
             return choice
         in_torch = choice.seconds
         del choice  # one model in memory at a time
         release_memory()
         try:
-            choice = self._tried(load("openvino"))
+            choice = self._tried(load(spec, self.device, "openvino"))
         except ModelError as error:
             self.report(f"trial   {error}")
-            return self._tried(load())
+            return self._tried(load(spec, self.device))
         in_openvino = choice.seconds or 0.0
         if in_torch < in_openvino:
-            choice = replace(choice, encoder=load(), seconds=in_torch)
+            choice = replace(choice, encoder=load(spec, self.device), seconds=in_torch)
         taken = f"{choice.encoder.engine} is taken"
         seconds = f"torch {human_seconds(in_torch)}, openvino {human_seconds(in_openvino)}"
         self.report(f"trial   {spec.slug}, all passages: {seconds}; {taken}")
@@ -345,9 +339,7 @@ class _Chooser:
         if known is None or not known.files or not all(self.store.is_whole(file) for file in known.files):
             return None
         folder = self.store.path / "encoders" / spec.slug
-        encoder = load_encoder(
-            spec.model, spec.precision, self.device, spec.max_tokens, fitted=folder, prompt=spec.prompt
-        )
+        encoder = load(spec, self.device, fitted=folder)
         if encoder.fingerprint == known.fingerprint:
             return encoder
         if self.wanted.encoder is None:
@@ -393,7 +385,7 @@ class _Chooser:
     def _record(self, spec: EncoderSpec, settings: dict[str, Any]) -> Encoder:
         """Enters a fitted encoder into the manifest, so that a killed build does not fit it again; loads it."""
         folder = self.store.path / "encoders" / spec.slug
-        encoder = load_encoder(spec.model, spec.precision, "cpu", spec.max_tokens, fitted=folder, prompt=spec.prompt)
+        encoder = load(spec, "cpu", fitted=folder)
         files = [self.store.entry(path, 0) for path in sorted(folder.iterdir())]
         known = self.store.manifest.encoders.get(spec.slug)
         kept = {name: known.settings[name] for name in LASTING if name in known.settings} if known else {"tried": True}

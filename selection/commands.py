@@ -382,7 +382,7 @@ def run_build(args: argparse.Namespace) -> int:
             flag = f"--{given[0].replace('_', '-')}"
             raise InputError(f"{flag} is for a build that embeds: leave it or --encoder none out")
         corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk) for n, path in named]
-        read = collect(args.store, corpora, report=lambda line: print(line, flush=True))
+        read = collect(args.store, corpora, report=say)
         print(f"done    {args.store}: {sum(c.passages for c in read):,} passages, none embedded")
         return 0
     model = (cascade_model(args.encoder) or args.encoder.removeprefix(STATIC)) if args.chunk and args.encoder else None
@@ -399,7 +399,7 @@ def run_build(args: argparse.Namespace) -> int:
         min_recall=args.min_recall,
         max_seconds=args.max_seconds,
         dry_run=args.dry_run,
-        report=lambda line: print(line, flush=True),
+        report=say,
     )
     if not result.done:
         print("dry run: nothing was embedded or indexed")
@@ -433,7 +433,7 @@ def _run_share(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         prompt=args.prompt,
         device=args.device,
-        report=lambda line: print(line, flush=True),
+        report=say,
     )
     print(
         f"done    {args.store}: {done.passages:,} passages embedded in {human_seconds(done.seconds)}, {done.reused:,} "
@@ -455,11 +455,16 @@ def run_index(args: argparse.Namespace) -> int:
         queries=args.queries,
         task=args.task,
         dry_run=args.dry_run,
-        report=lambda line: print(line, flush=True),
+        report=say,
     )
     if args.dry_run:
         print("dry run: nothing was indexed")
     return 0
+
+
+def say(line: str) -> None:
+    """Prints a line at once, so that who waits for a long command sees it."""
+    print(line, flush=True)
 
 
 def _to_stderr(line: str) -> None:

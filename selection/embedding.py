@@ -14,7 +14,6 @@ of one, token ids and vectors of the next, vectors of the last. Several devices 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from tqdm import tqdm
 
 from selection.ahead import ahead
@@ -37,6 +35,7 @@ from selection.memory import release_memory
 from selection.slugs import build_flags
 from selection.store import EncoderEntry, FileEntry, Store
 from selection.strays import TEXT, clear_strays, free_numbers, strays, take_in
+from selection.vector_files import read_vectors, write_vectors
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +117,7 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
 
 
 def forget_old(store: Store, slug: str) -> None:
-    """Gives up what a store held until a build settled, texts and embeddings; the store must be locked."""
-    used = {file.path.split("/")[1] for c in store.manifest.corpora for file in c.in_use if file.path[:7] == "corpus/"}
-    for corpus in store.manifest.corpora:
-        for name in {corpus.name, f"{corpus.name}~"} - used:
-            shutil.rmtree(store.path / "corpus" / name, ignore_errors=True)
+    """Gives up embeddings of texts that a store held until a build settled; the store must be locked."""
     entry = store.manifest.encoders[slug]
     current = {shard.text for _, _, shard in store.corpus.shards}
     if not set(entry.shards) <= current:
@@ -188,19 +183,9 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
     entry.shards = {text: file for text, file in entry.shards.items() if text in wanted and text not in damaged}
     entry.model = encoder.model
     entry.settings.pop("tried", None)
+    store.manifest.dry_run = None
     store.manifest.encoders[encoder.slug] = entry
     return entry
-
-
-def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
-    """Writes one embedding file, float16 [rows, dim], with the fingerprints of its text and encoder."""
-    dim = vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
-    schema = pa.schema(
-        [pa.field("embedding", column.type, nullable=False)], metadata={"text": text, "encoder": encoder}
-    )
-    with pa.ipc.new_file(str(path), schema) as writer:
-        writer.write_batch(pa.record_batch([column], schema=schema))
 
 
 class Embeddings:
@@ -288,19 +273,3 @@ class Embeddings:
         for positions, found in self.parts(rows):
             vectors[positions] = found
         return vectors
-
-
-def read_vectors(path: Path, text: str, encoder: str, dim: int, remedy: str) -> npt.NDArray[np.float16]:
-    """One embedding file as a memory-mapped float16 [rows, dim], if it is of this text and encoder.
-
-    Raises:
-        StoreError: it is not.
-    """
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{path} is damaged: {remedy}") from error
-    if batch.schema.metadata != {b"text": text.encode(), b"encoder": encoder.encode()}:
-        raise StoreError(f"{path} was made from another text or encoder: {remedy}")
-    values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
-    return np.asarray(values).reshape(-1, dim)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from selection.choosing import LAST, Wanted, by_slug, check_wanted, choose_encoder, named_spec, stored_encoder
+from selection.choosing import Wanted, by_slug, check_wanted, choose_encoder, named_spec, stored_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
 from selection.encoders import cascade_model, same_model
@@ -85,9 +85,8 @@ def embed_share(
             f"{opened.path} holds no corpus yet: `nearkin build {opened.path} --corpus NAME=PATH --dry-run` reads it"
         )
     wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, prompt=prompt))
-    tried = [slug for slug, entry in opened.manifest.encoders.items() if entry.settings.get("tried") == LAST]
-    if wanted == Wanted(device=device) and tried:
-        wanted = by_slug(opened, replace(wanted, encoder=tried[0]))
+    if wanted.any_encoder and opened.manifest.dry_run in opened.manifest.encoders:
+        wanted = by_slug(opened, replace(wanted, encoder=opened.manifest.dry_run))
     check_wanted(opened, wanted)
     spec = named_spec(opened, wanted)
     check_slug(opened, spec.slug, spec.model)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -141,6 +142,7 @@ class Manifest:
 
     Attributes:
         corpora: in order.
+        dry_run: slug of the encoder that the last dry run chose, until a build takes one.
         pending: new ones, or newer states of some, which a build or its dry run has read and not embedded yet; only
             builds see them.
         encoders: by slug.
@@ -151,6 +153,7 @@ class Manifest:
     pending: list[CorpusEntry] = field(default_factory=list)
     encoders: dict[str, EncoderEntry] = field(default_factory=dict)
     indexes: dict[str, IndexEntry] = field(default_factory=dict)
+    dry_run: str | None = None
 
     @property
     def in_use(self) -> list[str]:
@@ -193,7 +196,8 @@ class Manifest:
             for name, i in value["indexes"].items()
             if "blocks" in i  # an index of an earlier version is made anew
         }
-        return cls(corpora(value["corpora"]), corpora(value.get("pending", [])), encoders, indexes)
+        read = corpora(value["corpora"]), corpora(value.get("pending", []))
+        return cls(*read, encoders, indexes, value.get("dry_run"))
 
 
 class Store:
@@ -258,8 +262,14 @@ class Store:
 
     def corpus_folder(self, name: str) -> Path:
         """Where a corpus that is read now is written: not over files that readers have until the build settles."""
-        used = {file.path.split("/")[1] for c in self._settled or [] for file in c.in_use if file.path[:7] == "corpus/"}
-        return self.path / "corpus" / (f"{name}~" if name in used else name)
+        return self.path / "corpus" / (f"{name}~" if name in _folders(self._settled or []) else name)
+
+    def clear_corpora(self) -> None:
+        """Removes the folders of converted corpora from which nothing is read any more."""
+        used = _folders(self.manifest.corpora)
+        for corpus in self.manifest.corpora:
+            for name in {corpus.name, f"{corpus.name}~"} - used:
+                shutil.rmtree(self.path / "corpus" / name, ignore_errors=True)
 
     def save(self) -> None:
         """Writes the manifest."""
@@ -349,6 +359,12 @@ class Store:
         if not self.is_whole(entry):
             raise StoreError(f"{path} is not what the manifest recorded (changed or damaged): {remedy}")
         return path
+
+
+def _folders(corpora: list[CorpusEntry]) -> set[str]:
+    """Names of the folders under STORE/corpus that passages are read from."""
+    paths = (Path(file.path).parts for corpus in corpora for file in corpus.in_use)
+    return {parts[1] for parts in paths if parts[0] == "corpus"}
 
 
 _OURS = {".lock", ".checked.json", "corpus"}

@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 from tqdm import tqdm
 
+from selection.errors import StoreError
 from selection.files import sha256_of_file
 from selection.store import EncoderEntry, Store
+from selection.vector_files import made_of, read_vectors
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ def strays(store: Store, slug: str, encoder: str) -> dict[str, list[Path]]:
     listed = {file.path for file in entry.shards.values()} if entry else set()
     found: dict[str, list[Path]] = {}
     for path in sorted((store.path / "embeddings" / slug).glob("part-*.arrow")):
-        about = {} if store.relative(path) in listed else _about(path)
-        if about.get(b"encoder") == encoder.encode() and b"text" in about:
-            found.setdefault(about[b"text"].decode()[:TEXT], []).append(path)
+        about = None if store.relative(path) in listed else made_of(path)
+        if about is not None and about[1] == encoder:
+            found.setdefault(about[0][:TEXT], []).append(path)
     for path in sorted(shares_of(store, slug).glob(f"*-{encoder[:ENCODER]}-*.arrow")):
         if _digest(path):
             found.setdefault(path.stem[:TEXT], []).append(path)
@@ -120,19 +121,9 @@ def _digest(path: Path) -> str:
     return digest if len(digest) == HASH else ""
 
 
-def _about(path: Path) -> dict[bytes, bytes]:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
-    except (pa.ArrowInvalid, OSError):
-        return {}
-
-
 def _holds(path: Path, text: str, entry: EncoderEntry, rows: int) -> bool:
-    """Whether a file is of that text by that encoder, whole, of so many rows and dimensions."""
+    """Whether a file is of that text by that encoder, and has so many vectors."""
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowInvalid, OSError):
+        return len(read_vectors(path, text, entry.fingerprint, entry.dim, "")) == rows
+    except (StoreError, ValueError):  # damaged, of something else, or of other dimensions
         return False
-    made_of = {b"text": text.encode(), b"encoder": entry.fingerprint.encode()}
-    kind = batch.schema.field(0).type
-    return batch.schema.metadata == made_of and len(batch) == rows and getattr(kind, "list_size", 0) == entry.dim

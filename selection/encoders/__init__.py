@@ -132,6 +132,31 @@ def _one_name(model: str) -> str:
     return STATIC + name if model.startswith(STATIC) else name
 
 
+def load(spec: EncoderSpec, device: str | None = None, engine: str = "torch", fitted: Path | None = None) -> Encoder:
+    """The encoder of a spec; see `load_encoder`."""
+    from selection.devices import best_device
+    from selection.encoders import openvino_engine
+    from selection.encoders.transformer import TransformerEncoder
+
+    if spec.is_fitted and fitted is None:
+        raise ModelError(f"{spec.slug} is fitted to a corpus: `nearkin build` makes it and keeps it in the store")
+    if spec.is_static:
+        from selection.encoders.static_encoder import StaticEncoder
+
+        assert fitted is not None
+        return StaticEncoder(spec, fitted)
+    about = (spec.model, spec.precision)
+    if spec.precision == "int8":
+        if not openvino_engine.available():
+            raise ModelError(f"these embeddings are OpenVINO's int8: {openvino_engine.INSTALL}")
+        assert fitted is not None
+        model = fitted / "model.xml"
+        return TransformerEncoder(*about, "cpu", spec.max_tokens, quantized=model, prompt=spec.prompt)
+    if engine == "openvino" and not (openvino_engine.available() and (device or best_device()) == "cpu"):
+        engine = "torch"
+    return TransformerEncoder(*about, device, spec.max_tokens, engine, prompt=spec.prompt)
+
+
 def load_encoder(
     model: str,
     precision: str = "exact",
@@ -152,23 +177,4 @@ def load_encoder(
     Raises:
         ModelError: no such model here or on the hub, unsafe weights, unknown precision, a library that is missing.
     """
-    from selection.devices import best_device
-    from selection.encoders import openvino_engine
-    from selection.encoders.transformer import TransformerEncoder
-
-    spec = EncoderSpec(model, precision, max_tokens, prompt)
-    if spec.is_fitted and fitted is None:
-        raise ModelError(f"{spec.slug} is fitted to a corpus: `nearkin build` makes it and keeps it in the store")
-    if spec.is_static:
-        from selection.encoders.static_encoder import StaticEncoder
-
-        assert fitted is not None
-        return StaticEncoder(spec, fitted)
-    if precision == "int8":
-        if not openvino_engine.available():
-            raise ModelError(f"these embeddings are OpenVINO's int8: {openvino_engine.INSTALL}")
-        assert fitted is not None
-        return TransformerEncoder(model, precision, "cpu", max_tokens, quantized=fitted / "model.xml", prompt=prompt)
-    if engine == "openvino" and not (openvino_engine.available() and (device or best_device()) == "cpu"):
-        engine = "torch"
-    return TransformerEncoder(model, precision, device, max_tokens, engine, prompt=prompt)
+    return load(EncoderSpec(model, precision, max_tokens, prompt), device, engine, fitted)

@@ -38,6 +38,18 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "SAVE_EVERY_SECONDS", 0.0)
 
 
+def _killed(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    """A build that is stopped before its first file."""
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("selection.embedding.write_vectors", fails)
+        with pytest.raises(KeyboardInterrupt):
+            build(store)
+
+
 def digests(store: Path) -> dict[str, str]:
     files = sorted([*store.glob("embeddings/*/*.arrow"), *store.glob("index/*/*"), store / "manifest.json"])
     return {str(f.relative_to(store)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -156,13 +168,7 @@ def test_a_corpus_that_grew_is_searched_as_it_was_until_it_is_embedded(
     build(path, dry_run=True)
     assert query(path, task_folder, k=3).neighbours.equals(before)
 
-    def fails(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("selection.embedding.write_vectors", fails)
-        with pytest.raises(KeyboardInterrupt):
-            build(path)
+    _killed(monkeypatch, path)
     assert query(path, task_folder, k=3).neighbours.equals(before)
     assert build(path).plan.embedding.passages == 100
     assert len(Store(path).corpus) == 400
@@ -258,13 +264,7 @@ def test_a_store_answers_as_it_was_until_an_added_corpus_is_embedded(
     assert "left out, since not embedded yet: more" in caplog.text
     assert "1 shards are not embedded yet" in next(problem for _, problem in verify(store) if problem)
 
-    def fails(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("selection.embedding.write_vectors", fails)
-        with pytest.raises(KeyboardInterrupt):
-            build(store)
+    _killed(monkeypatch, store)
     assert neighbours().equals(before)
     index(store, "stream")
     build(store)  # names no corpus: the one that was read is not forgotten
