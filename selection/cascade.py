@@ -288,18 +288,16 @@ class Kept:
         shard, row = (batch.column(number).to_numpy() for number in (0, 1))
         vectors = batch.column(2).flatten().to_numpy(zero_copy_only=True).reshape(-1, self._encoder.dim)
         places = [self._places.get(text, []) for text in json.loads(about["shards"])]
-        known = False
-        for copy in range(max(map(len, places), default=0)):
+        if not any(places):
+            del kept, batch, vectors
+            path.unlink()
+            return
+        for copy in range(max(map(len, places))):
             starts = np.array([at[copy] if len(at) > copy else -1 for at in places])[shard]
             here = np.flatnonzero(starts >= 0)
             ids = starts[here] + row[here]
             self._part[ids], self._row[ids] = len(self._parts), here
-            known = True
-        if known:
-            self._parts.append(vectors)
-        else:
-            del kept, batch, vectors
-            path.unlink()
+        self._parts.append(vectors)
 
     def take(self, ids: Ids) -> npt.NDArray[np.float16]:
         """float16 [n, dim] of passages `ids`, ascending, each once.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.hashes import Hashes, Seen, text_hashes
+from selection.hashes import Seen, text_hashes
 from selection.reading import read_table, texts_of
 from selection.task import Task
 
@@ -60,20 +60,19 @@ class Guard:
         hashes = text_hashes(normalised)
         taken = np.zeros(len(hashes), dtype=bool)
         found = {}
-        for reason, forbidden in self._hashes.items():
-            at = np.minimum(np.searchsorted(forbidden, hashes), max(len(forbidden) - 1, 0))
-            hit = (forbidden[at] == hashes if len(forbidden) else np.zeros(len(hashes), dtype=bool)) & ~taken
+        for reason, forbidden in self._forbidden.items():
+            hit = forbidden.has(hashes) & ~taken
             taken |= hit
             found[reason] = hit
         return found
 
     @cached_property
-    def _hashes(self) -> dict[str, Hashes]:
-        """Those of each reason's texts, ascending; test first."""
-        return {
-            reason: np.sort(text_hashes(self.forbidden[reason]))
-            for reason in sorted(self.forbidden, key=PRIORITY.index)
-        }
+    def _forbidden(self) -> dict[str, Seen]:
+        """Hashes of each reason's texts; test first."""
+        seen = {reason: Seen() for reason in sorted(self.forbidden, key=PRIORITY.index)}
+        for reason, hashes in seen.items():
+            hashes.add(text_hashes(self.forbidden[reason]))
+        return seen
 
 
 class Duplicates:

@@ -194,7 +194,7 @@ class TransformerEncoder:
         except Exception as error:  # a model or a version of transformers that takes no such mask
             log.info("%s takes no mask of each key: %s", self.model, error)
             away = 2.0
-        if away > (MASKED_AWAY["bf16"] if self.precision == "bf16" else MASKED_AWAY["exact"]):
+        if away > MASKED_AWAY[self.precision]:
             self._engine.undo_mask()
         return self._engine.masked
 
