@@ -97,6 +97,9 @@ def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
             yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
     except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's, where the first rows were read already
         raise _explain(error, path, kind) from error
+    # DuckDB, in one thread, leaves out a value whose quote is never closed and with it the rest of the file.
+    if kind in SEPARATORS and _quotes(path) % 2 and (broken := _broken_row(path, SEPARATORS[kind])):
+        raise _broken(path, *broken)
 
 
 def _csv_query(source: str, kind: str) -> str:
@@ -144,8 +147,21 @@ def _explain(error: Exception, path: Path, kind: str) -> InputError:
     if number:
         return InputError(f"{path}, line {number}: not valid UTF-8; convert the file to UTF-8")
     if kind in SEPARATORS and (broken := _broken_row(path, SEPARATORS[kind])):
-        return InputError(f"{path}, line {broken[0]}: {broken[1]}; mend or remove that line")
+        return _broken(path, *broken)
     return InputError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
+
+
+def _broken(path: Path, line: int, what: str) -> InputError:
+    return InputError(f"{path}, line {line}: {what}; mend or remove that line")
+
+
+def _quotes(path: Path) -> int:
+    """How many quotation marks a csv has: an even number, where each is closed and none stands within a plain value."""
+    count = 0
+    with _open(path) as stream:
+        while block := _next_block(stream, path):
+            count += block.count(b'"')
+    return count
 
 
 def _broken_row(path: Path, separator: str) -> tuple[int, str] | None:

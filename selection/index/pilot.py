@@ -81,6 +81,7 @@ class Pilot:
     def reaches(self, target: float) -> list[Reach]:
         """For each length of list, how many must be visited for `target` of the neighbours; none of a small corpus."""
         found: dict[tuple[int, int], float] = {}
+        whole = len(self._sample)
         for size in self._sizes:
             pool = self._sample[:size]
             for length in LENGTHS:
@@ -88,13 +89,11 @@ class Pilot:
                     centroids = spherical_kmeans(pool, size // length, self._seed, iterations=5)
                     ranks = [list_ranks(probes, pool[probes.exact], centroids) for probes in self._asked[size]]
                     found[size, length] = float(max(lists_for(rank, target)[0] for rank in ranks))
-        reaches = []
-        for length in LENGTHS:
-            few, many = (found.get((size, length)) for size in (len(self._sample) // 4, len(self._sample)))
-            if many is not None:
-                growth = 0.5 if few is None else float(np.clip(np.log(many / few) / np.log(4), 0.0, 0.8))
-                reaches.append(Reach(length, many, len(self._sample), growth))
-        return reaches
+        few, many = ({n: found[size, n] for n in LENGTHS if (size, n) in found} for size in (whole // 4, whole))
+        growths = [np.log(many[length] / few[length]) / np.log(4) for length in few if length in many]
+        # A length's own growth hangs on a list or two, so all take the same.
+        growth = float(np.clip(np.median(growths), 0.0, 0.8)) if growths else 0.5
+        return [Reach(length, visited, whole, growth) for length, visited in many.items()]
 
     def rerank(self, kind: Kind, target: float, passages: int) -> int:
         """The least of ``kind.rerank`` with which its codes keep `target` of the neighbours among so many passages."""

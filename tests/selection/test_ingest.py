@@ -449,6 +449,7 @@ def test_line_breaks_and_quotes_in_texts_of_a_csv_wherever_they_lie(
         (b"a,1,2", "3 columns, and the first line has 2; mend"),
         (b'"two\nlines"', "1 columns, and the first line has 2; mend"),
         (b'"x"y,1', "broken CSV .*; mend"),
+        (b'"never closed,1', "broken CSV .*; mend"),
         (b"\xff,1", "not valid UTF-8"),
     ],
 )
