@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adaptation.masking import Epoch, generator
+
+BLOCK = 65_536
+STRETCH = 50
 
 
 class Order(Sampler[int], ABC):
@@ -36,7 +39,9 @@ class Order(Sampler[int], ABC):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.rows().tolist())  # Trainer asks a sampler for Python numbers
+        rows = self.rows()
+        blocks = (rows[start : start + BLOCK].tolist() for start in range(0, len(rows), BLOCK))
+        return chain.from_iterable(blocks)  # Trainer asks a sampler for Python numbers
 
     @abstractmethod
     def rows(self) -> npt.NDArray[np.int64]:
@@ -46,19 +51,33 @@ class Order(Sampler[int], ABC):
 class LengthGroupedBatches(Order):
     """Row numbers in random order with pieces of like length side by side, so that little is padding.
 
-    transformers' grouping sorts each stretch from long to short; the batches are shuffled again here, so that no
-    epoch walks from long texts to short ones. The longest batch stays first: what does not fit in memory fails at once.
+    Stretches of `STRETCH` batches are sorted from long to short, as transformers' grouping does; the batches are
+    shuffled again here, so that no epoch walks from long texts to short ones. The longest batch stays first: what does
+    not fit in memory fails at once.
     """
 
     def rows(self) -> npt.NDArray[np.int64]:
         draws = generator(self._seed, self._epoch.number)
-        rows = np.array(get_length_grouped_indices(self._lengths.tolist(), self._batch_size, generator=draws))
+        rows = length_grouped(self._lengths, self._batch_size, draws)
         whole = len(rows) // self._batch_size
         if whole > 2:
             middle = 1 + torch.randperm(whole - 1, generator=draws).numpy()
             batches = rows[: whole * self._batch_size].reshape(whole, self._batch_size)
             rows = np.concatenate([batches[0], batches[middle].ravel(), rows[whole * self._batch_size :]])
         return rows
+
+
+def length_grouped(lengths: np.ndarray[Any, Any], batch_size: int, draws: torch.Generator) -> npt.NDArray[np.int64]:
+    """What transformers' `get_length_grouped_indices` gives, by arrays: int64 [rows]."""
+    rows = torch.randperm(len(lengths), generator=draws).numpy()
+    size = batch_size * max(min(len(rows) // (batch_size * 4), STRETCH), 1)
+    for start in range(0, len(rows), size):
+        stretch = rows[start : start + size]
+        stretch[:] = stretch[np.argsort(-lengths[stretch], kind="stable")]
+    firsts = np.arange(0, len(rows), size)
+    longest = firsts[int(np.argmax(lengths[rows[firsts]]))]
+    rows[[0, longest]] = rows[[longest, 0]]
+    return rows
 
 
 class ShuffledBatches(Order):

@@ -184,7 +184,7 @@ def _finetune(
     metric = settings.metric or metric_of(task.task.name)
     identity = _identity(folder, task, settings, metric, processes().num_processes)
     done, bf16 = _done(out, identity, overwrite)
-    bf16 = of_first(use_bf16(settings.bf16)) if bf16 is None else bf16
+    bf16 = bool(of_first(use_bf16(settings.bf16))) if bf16 is None else bf16
     run = Finetuning(folder, task, settings, metric, bf16, say)
     left = [seed for seed in range(settings.seeds) if seed not in done]
     examples = {split: len(table) for split, table in task.splits.items()}

@@ -10,9 +10,11 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -193,35 +195,27 @@ class _Run:
         from adaptation.loading import load_masked_lm, load_tokenizer, token_limit, transformer_folder
         from adaptation.training import processes
 
-        self.processes = processes()
+        self.processes, self.texts, self.held_out_file, self.guarded = processes(), texts, held_out, guarded
         self.say = say if self.processes.is_main_process else logger.debug
         self.name, self.out, self.settings = model, out, settings
         self.folder = transformer_folder(model)
         self.task = load_labelled(joint) if joint else None
-        tokenizer = load_tokenizer(self.folder, masks=True)
+        self.tokenizer = load_tokenizer(self.folder, masks=True)
         set_seed(settings.seed)
         self.model, self.new_head = load_masked_lm(self.folder)
-        self.max_tokens = token_limit(settings.max_tokens, self.model.config, tokenizer)
-        text = read_training_text(
-            texts, held_out_file=held_out, held_out=settings.held_out, seed=settings.seed, guarded=guarded
-        )
-        self.measured_on_file = held_out is not None
-        self.text: TrainingText | None = text
-        self.counts, self.sources = text.counts(), text.sources
+        self.max_tokens = token_limit(settings.max_tokens, self.model.config, self.tokenizer)
         self.micro = min(settings.micro_batch, max(settings.batch_size // self.processes.num_processes, 1))
         self.accumulate = max(round(settings.batch_size / (self.micro * self.processes.num_processes)), 1)
         self.work = out.with_name(out.name + ".work")
-        self.identity, self.tokenizer = self._identity(text), tokenizer
 
     def prepare(self) -> None:
-        """Cuts the text into pieces, where an earlier call has not; from here on only those are held."""
+        """Reads the text and cuts it into pieces, where an earlier call has not; from here on only those are held."""
         from adaptation.masking import Epoch, Masker, Pieces
         from adaptation.training import MaskedRows
 
         settings, tokenizer = self.settings, self.tokenizer
         self.progress: dict[str, Any] = self._prepare_work()
-        self.text = None
-        self.bf16 = bool(self.progress["bf16"])
+        self.bf16, self.counts = bool(self.progress["bf16"]), self.progress["counts"]
         data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
         self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
         self.split_texts = texts_in_pieces(data)
@@ -249,7 +243,7 @@ class _Run:
 
     def _identity(self, text: TrainingText) -> str:
         unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
-        unshaping |= {"held_out"} if self.measured_on_file else set()
+        unshaping |= {"held_out"} if self.held_out_file else set()
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}
         return fingerprint(
             model_fingerprint(self.folder),
@@ -261,31 +255,53 @@ class _Run:
         )
 
     def _prepare_work(self) -> dict[str, Any]:
-        from adaptation.precision import use_bf16
+        """What the work folder says of itself, once the first process has read the texts and cut them."""
+        from adaptation.training import of_first
 
-        note, text, tokenizer = self.work / "progress.json", self.text, self.tokenizer
-        assert text is not None
+        note, call = self.work / "progress.json", of_first(secrets.randbits(62))
         if self.processes.is_main_process:
-            if self.work.exists() and not note.exists() and not _is_left_empty(self.work):
-                raise NearkinError(
-                    f"{self.work} is no unfinished training and in the way: move it, or name another --out"
-                )
-            known = _note_of(note)
-            if known.get("identity") != self.identity:
-                if known.get("identity"):
-                    self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
-                shutil.rmtree(self.work, ignore_errors=True)
-                self.work.mkdir(parents=True)
-                write_json(note, {"identity": None})  # tells whose folder it is, should tokenising be stopped
-                words = self.settings.whole_word
-                tokenise(text.train, tokenizer, self.max_tokens, words, self.work / "train.arrow")
-                tokenise(text.held_out, tokenizer, self.max_tokens, words, self.work / "held-out.arrow")
-                write_json(note, {"identity": self.identity, "bf16": use_bf16(self.settings.bf16)})
+            self._cut(note, call)
         # Polled, since a barrier gives up after half an hour.
-        while (found := _note_of(note)).get("identity") != self.identity:
+        while (found := _note_of(note)).get("call") != call:
             time.sleep(LOOK_SECONDS)
         self.processes.wait_for_everyone()
         return found
+
+    def _cut(self, note: Path, call: int) -> None:
+        """Leaves pieces and a note of this call in the work folder; where a run of these texts left some, they stay."""
+        from adaptation.precision import use_bf16
+
+        if self.work.exists() and not note.exists() and not _is_left_empty(self.work):
+            raise NearkinError(f"{self.work} is no unfinished training and in the way: move it, or name another --out")
+        self.work.mkdir(parents=True, exist_ok=True)
+        file, settings = self.work / f"texts{ASIDE}", self.settings
+        text: TrainingText | None = None
+        try:
+            text = read_training_text(
+                self.texts,
+                file,
+                held_out_file=self.held_out_file,
+                held_out=settings.held_out,
+                seed=settings.seed,
+                guarded=self.guarded,
+            )
+            self.sources, self.identity, known = text.sources, self._identity(text), _note_of(note)
+            if known.get("identity") != self.identity:
+                if known.get("identity"):
+                    self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
+                _clear(self.work, file)
+                write_json(note, {"identity": None})  # tells whose folder it is, should tokenising be stopped
+                cut = partial(tokenise, tokenizer=self.tokenizer, max_tokens=self.max_tokens, words=settings.whole_word)
+                cut(text.train, file=self.work / "train.arrow")
+                cut(text.held_out, file=self.work / "held-out.arrow")
+                known = {"identity": self.identity, "bf16": use_bf16(settings.bf16)}
+            write_json(note, known | {"counts": text.counts(), "call": call})
+        finally:
+            text = None
+            with suppress(OSError):  # Windows keeps what is mapped
+                file.unlink()
+            with suppress(OSError):
+                self.work.rmdir()  # where nothing came of it
 
     def _check_room(self) -> None:
         """Refuses a run whose model would not fit on the disk; checkpoints are given up where they do not fit."""
@@ -425,6 +441,15 @@ class _Run:
 def _note_of(file: Path) -> dict[str, Any]:
     """What the work folder says of itself; nothing where there is none."""
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def _clear(work: Path, kept: Path) -> None:
+    """Empties a work folder of all but one file."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != kept:
+            path.unlink()
 
 
 def _is_left_empty(work: Path) -> bool:

@@ -1,14 +1,16 @@
 """The text that a masked LM is trained on: read, collapsed, held out, and cut into pieces of tokens.
 
-Everything up to the tokenizer is Arrow, and in memory, some three times over while copies are collapsed. The pieces lie
-in a memory-mapped Arrow file, so training holds no text. A text longer than the model's input is split into pieces
-rather than cut off, since the end of a passage teaches as much as its beginning.
+Everything up to the tokenizer is Arrow, and passes through memory a batch at a time: the distinct texts lie in one
+memory-mapped file, until they are cut, and the pieces in another, so training holds no text. A text longer than the
+model's input is split into pieces rather than cut off, since the end of a passage teaches as much as its beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.domains import domains_of, is_store
 from selection.errors import InputError
 from selection.guard import normalise
-from selection.reading import is_blank, read_table, texts_of
+from selection.hashes import Seen, text_hashes
+from selection.ingest import find_files
+from selection.reading import CALL_IT, COLUMNAR_KINDS, is_blank, kind_of, read_table, texts_of
 from selection.task import read_task
 
 AUGMENTATION_FILE = "augmentation.parquet"
 MOST_HELD_OUT = 1000
-BLOCK = 65_536
+EVALUATION = ("dev", "test")
+SCHEMA = pa.schema([("text", pa.large_string())])
 PIECE_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("length", pa.int32()), ("text_row", pa.int64())])
 WORD_FIELD = pa.field("words", pa.list_(pa.int32()))
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input as it was read: its path, what it is (``file``, ``task`` or ``set``) and how many texts it gave."""
+    """One input as it was read: its path, its kind (``file``, ``task``, ``set``, ``store``), how many texts it gave."""
 
     path: str
     kind: str
@@ -42,7 +48,7 @@ class TrainingText:
     """Texts to train on and texts held out, none of them in both.
 
     Attributes:
-        train: distinct texts in reading order (large_string).
+        train: distinct texts in reading order (large_string), mapped from a file.
         held_out: distinct texts the model is measured on, never trained on (large_string).
         sources: what was read, in the order given.
         duplicates: texts dropped because the same text stood earlier.
@@ -62,49 +68,66 @@ class TrainingText:
 
 
 def read_training_text(
-    paths: Sequence[Path | str], *, held_out_file: Path | None, held_out: float, seed: int, guarded: bool = True
+    paths: Sequence[Path | str],
+    file: Path,
+    *,
+    held_out_file: Path | None,
+    held_out: float,
+    seed: int,
+    guarded: bool = True,
 ) -> TrainingText:
-    """Reads files, task folders and augmentation folders into one column of distinct texts.
+    """Reads files, tasks, augmentation sets and stores as one column of distinct texts, which it writes to `file`.
 
     Of a task folder only the train split is read; a text that is also one of its dev or test texts, from whichever
     source, is left out, case, spacing and punctuation aside as by the guard of sets.
 
+    Memory is a batch, 8 bytes a distinct text and the texts that are held out or forbidden. That one of a billion
+    texts is taken for another, and left out, has a chance of 3 % (`selection.hashes`).
+
     Args:
-        paths: text, csv, jsonl, parquet or arrow files with a ``text`` column; task folders; augmentation folders.
+        paths: files, folders of Parquet or Arrow files and globs, with a column ``text``; task folders; augmentation
+            folders; stores.
+        file: an Arrow file to be made, as large as the texts, and there for as long as they are used.
         held_out_file: texts to measure on; those among the training texts are taken out of them.
         held_out: without such a file, the share of distinct texts held out (at least 1, at most `MOST_HELD_OUT`).
         seed: chooses which.
         guarded: whether dev and test texts are left out; held-out ones always are.
 
     Raises:
-        InputError: nothing to read, a folder that is neither a task nor a set, no text left to train on.
+        InputError: nothing to read, a folder that is none of these, no text left to train on.
     """
     if not paths:
         raise InputError("no training text given: name a file, a task folder or an augmentation folder with --text")
-    columns, sources, forbidden = [], [], [pa.array([], pa.large_string())]
-    for path in map(Path, paths):
-        kind, texts, evaluated = _read_source(path)
-        columns.append(texts)
-        forbidden += evaluated if guarded else []
-        sources.append(Source(str(path), kind, len(texts)))
-    everything = _chunks(columns)
-    distinct = pa.chunked_array([everything.unique()])
-    allowed = distinct.filter(pc.invert(pc.is_in(_compared(distinct), _compared(_chunks(forbidden)).unique())))
+    inputs = [(Path(path), *_open(Path(path))) for path in paths]
+    forbidden, seen = Seen(), Seen()
+    for _, _, _, evaluated in inputs if guarded else []:
+        forbidden.add(text_hashes(normalise(evaluated)))
+    measured = None
     if held_out_file is not None:
-        measured = pa.chunked_array([_texts_of_file(held_out_file).unique()])
-        train = allowed.filter(pc.invert(pc.is_in(_compared(allowed), _compared(measured).unique())))
-    else:
-        train, measured = _hold_out(allowed, held_out, seed)
-    if len(train) == 0:
+        measured = pa.chunked_array([_measured(held_out_file)])
+        forbidden.add(text_hashes(normalise(measured)))
+    sources, distinct = [], 0
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for path, kind, batches, _ in inputs:
+            read = 0
+            for texts in batches:
+                texts = texts.filter(pc.invert(is_blank(texts)))
+                read += len(texts)
+                texts = _unseen(texts, seen)
+                distinct += len(texts)
+                allowed = texts.filter(pa.array(~forbidden.has(text_hashes(normalise(texts)))))
+                if len(allowed):
+                    writer.write_batch(pa.record_batch([allowed], SCHEMA))
+            if read == 0:
+                raise InputError(f"{path} has no text")
+            sources.append(Source(str(path), kind, read))
+    train = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["text"]
+    duplicates, withheld = sum(source.texts for source in sources) - distinct, distinct - len(train)
+    if measured is None and len(train):
+        train, measured = _hold_out(train, held_out, seed)
+    if measured is None or len(train) == 0:
         raise InputError(f"{join_paths(paths)}: no text is left to train on once held-out, dev and test texts are out")
-    taken = 0 if held_out_file is None else len(allowed) - len(train)
-    return TrainingText(train, measured, sources, len(everything) - len(distinct), len(distinct) - len(allowed) + taken)
-
-
-def _compared(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The guard's form of each, a block at a time, so that what is folded on the way stays small."""
-    blocks = [texts.slice(start, BLOCK) for start in range(0, len(texts), BLOCK)]
-    return pa.chunked_array([normalise(block) for block in blocks], pa.large_string())
+    return TrainingText(train, measured, sources, duplicates, withheld)
 
 
 def join_paths(paths: Sequence[Path | str]) -> str:
@@ -112,39 +135,58 @@ def join_paths(paths: Sequence[Path | str]) -> str:
     return ", ".join(str(p) for p in paths)
 
 
-def _read_source(path: Path) -> tuple[str, pa.ChunkedArray, list[pa.ChunkedArray]]:
-    if not path.is_dir():
-        return "file", _texts_of_file(path), []
-    if (path / AUGMENTATION_FILE).exists():
-        return "set", _texts_of_file(path / AUGMENTATION_FILE), []
-    if (path / "train.jsonl").exists():
+def _open(path: Path) -> tuple[str, Iterator[pa.LargeStringArray], pa.ChunkedArray]:
+    """(what it is, its texts, those of its dev and test)."""
+    nothing = pa.chunked_array([], pa.large_string())
+    a_set = (path / AUGMENTATION_FILE).is_file()
+    if not a_set and (path / "train.jsonl").is_file():
         task = read_task(path)
-        return "task", task.train_texts, [task.splits[s]["text"] for s in ("dev", "test") if s in task.splits]
-    raise InputError(
-        f"{path} is neither a task folder (no train.jsonl) nor an augmentation set (no {AUGMENTATION_FILE})"
-    )
+        columns = [task.splits[split]["text"].chunks for split in EVALUATION if split in task.splits]
+        return "task", iter(task.train_texts.chunks), pa.chunked_array(chain.from_iterable(columns), pa.large_string())
+    a_store = is_store(path)
+    if path.is_dir() and not (a_set or a_store or _has_tables(path)):
+        raise InputError(
+            f"{path} is neither a task folder (no train.jsonl) nor an augmentation set (no {AUGMENTATION_FILE}), "
+            "a store or a folder of Parquet"
+        )
+    texts = chain.from_iterable(batches for _, batches in domains_of("text", str(path), "text", CALL_IT))
+    return "set" if a_set else "store" if a_store else "file", texts, nothing
 
 
-def _texts_of_file(path: Path) -> pa.ChunkedArray:
+def _has_tables(folder: Path) -> bool:
+    """Whether Parquet or Arrow files are in it; other folders hold text of all sorts, a model's vocabulary say."""
+    with suppress(InputError):
+        return kind_of(find_files(str(folder), True)[0]) in COLUMNAR_KINDS
+    return False
+
+
+def _measured(path: Path) -> pa.Array:
+    """The distinct texts of a file."""
     texts = texts_of(read_table(path, "text"), path)
     texts = texts.filter(pc.invert(is_blank(texts)))
     if len(texts) == 0:
         raise InputError(f"{path} has no text")
-    return texts
+    return texts.unique()
 
 
-def _chunks(columns: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
-    chunks = [c for column in columns for c in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
-    return pa.chunked_array(chunks, pa.large_string())
+def _unseen(texts: pa.LargeStringArray, seen: Seen) -> pa.LargeStringArray:
+    """Those that stood nowhere before, which `seen` remembers."""
+    hashes = text_hashes(texts, spaces=True)
+    first = np.zeros(len(texts), dtype=bool)
+    first[np.unique(hashes, return_index=True)[1]] = True
+    first &= ~seen.has(hashes)
+    seen.add(hashes[first])
+    return texts.filter(pa.array(first))
 
 
 def _hold_out(texts: pa.ChunkedArray, share: float, seed: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     if len(texts) < 2:
         raise InputError("one distinct text is too few: one must be held out to measure the masked-LM loss on")
     count = min(max(round(share * len(texts)), 1), MOST_HELD_OUT, len(texts) - 1)
-    held = np.zeros(len(texts), bool)
-    held[np.random.default_rng(seed).permutation(len(texts))[:count]] = True
-    return texts.filter(pa.array(~held)), texts.filter(pa.array(held))
+    held = np.sort(np.random.default_rng(seed).permutation(len(texts))[:count])
+    between = zip([-1, *held], [*held, len(texts)], strict=True)
+    train = [texts.slice(low + 1, high - low - 1).chunks for low, high in between]  # which copies nothing
+    return pa.chunked_array(chain.from_iterable(train), pa.large_string()), texts.take(pa.array(held))
 
 
 def tokenise(texts: pa.ChunkedArray, tokenizer: Any, max_tokens: int, words: bool, file: Path) -> None:

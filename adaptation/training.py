@@ -92,14 +92,14 @@ def processes() -> Any:
         return TrainingArguments(output_dir=folder, report_to="none").distributed_state
 
 
-def of_first(value: bool) -> bool:
-    """What the first of the processes that train together says; a trial may end otherwise in another."""
+def of_first(value: int) -> int:
+    """What the first of the processes that train together says; a trial or a draw may end otherwise in another."""
     together = processes()
     if together.num_processes == 1:
         return value
-    told = torch.tensor([value], dtype=torch.int32, device=together.device)
+    told = torch.tensor([value], dtype=torch.int64, device=together.device)
     torch.distributed.broadcast(told, 0)
-    return bool(told.item())
+    return int(told.item())
 
 
 @contextmanager

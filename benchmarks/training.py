@@ -160,7 +160,8 @@ def _masked_lm(what: Training, way: str, start: Path, seed: int) -> Row:
         out = Path(scratch) / "trained"
         sources = [what.task, *what.texts]
         if way == PLAIN:
-            text = read_training_text(sources, held_out_file=dev, held_out=0.05, seed=seed).train
+            file = Path(scratch) / "texts.arrow"
+            text = read_training_text(sources, file, held_out_file=dev, held_out=0.05, seed=seed).train
             network, tokens, seconds = plain_masked_lm(
                 start, text, steps=what.steps, batch=what.batch, learning_rate=what.mlm_rate,
                 max_tokens=what.max_tokens, seed=seed,

@@ -84,7 +84,7 @@ def select(
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
-    min_recall: float = 0.95,
+    min_recall: float | None = None,
     report: Callable[[str], None] = log.info,
 ) -> AugmentationSet:
     """Selects passages for a task and writes OUT/augmentation.parquet and OUT/manifest.json.
@@ -103,7 +103,7 @@ def select(
         index: which of its kinds of index; None takes the one made last.
         seed: for methods and orders that draw.
         overwrite: replace an existing OUT.
-        min_recall: the share of the full encoder's neighbours that a cascade promises.
+        min_recall: the share of the full encoder's neighbours that a cascade promises; None is 0.95.
         report: told what a method plans and finds.
 
     Raises:
@@ -136,8 +136,7 @@ def select(
         filled = assemble(
             selector, pool, lambda: Gate(guard, nearness, removed is not None, forbidden), budget, scratch
         )
-        if index is not None and pool.index_used is None:
-            log.warning("--index %s was not used: method %s searches no index", index, selector.name)
+        pool.tell_unused()
         opened.check_corpora()
         if Store(opened.path).manifest.corpora != opened.manifest.corpora:
             raise StoreError(f"{opened.path} was built further while passages were selected from it: select them again")
@@ -223,7 +222,7 @@ def _how(pool: Pool) -> dict[str, Any]:
     """How neighbours were found, where any were."""
     if pool.encoder_name is None:
         return {"encoder": None}
-    how: dict[str, Any] = {"min_recall": pool.min_recall} if pool.cascade else {"index": pool.index_used}
+    how: dict[str, Any] = {"min_recall": pool.promised} if pool.cascade else {"index": pool.index_used}
     if pool.centroids is not None:
         how["centroids"] = pool.centroids
     return {"encoder": pool.encoder_name, **how}

@@ -223,8 +223,7 @@ def _task_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-recall",
         metavar="R",
         type=share,
-        default=0.95,
-        help="the share of the full encoder's neighbours that a cascade must find (default: 0.95)",
+        help=f"the share of the full encoder's neighbours that a cascade must find (default: {MIN_RECALL})",
     )
     parser.add_argument(
         "--index", choices=KINDS[1:], help="which of its indexes (default: the one made last); stream is always there"

@@ -14,30 +14,35 @@ import pyarrow.compute as pc
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.ingest import HUB, find_files
-from selection.reading import COLUMNAR_KINDS, is_blank, kind_of, read_batches, text_column
+from selection.reading import COLUMNAR_KINDS, NAME_IT, is_blank, kind_of, read_batches, text_column
 from selection.store import Store
 from selection.task import read_task
 
 Batches = Iterator[pa.LargeStringArray]
 
 
-def domains_of(name: str, location: str, column: str) -> list[tuple[str, Batches]]:
-    """What `location` is: (domain, its texts) once, or once a corpus of a store. Nothing is read yet but a task."""
+def domains_of(name: str, location: str, column: str, remedy: str = NAME_IT) -> list[tuple[str, Batches]]:
+    """What `location` is: (domain, its texts) once, or once a corpus of a store. Nothing is read yet but a task.
+
+    Args:
+        column: of files, the one of their texts, and `remedy` what is to be done where there is none.
+    """
     if location.startswith(HUB):
         raise InputError(f"{name}={location}: build a store of a hub dataset first, and name the store")
     path = Path(location).expanduser()
     if (path / "augmentation.parquet").is_file():
-        return [(name, _file_batches([path / "augmentation.parquet"], "text"))]
-    if _is_store(path):
+        return [(name, _file_batches([path / "augmentation.parquet"], "text", remedy))]
+    if is_store(path):
         store = Store(path)
         store.check_corpora()
         return [(f"{name}/{corpus.name}", _store_batches(store, corpus.name)) for corpus in store.manifest.corpora]
     if (path / "train.jsonl").is_file():
         return [(name, iter(read_task(path).train_texts.chunks))]
-    return [(name, _file_batches(find_files(location), column))]
+    return [(name, _file_batches(find_files(location), column, remedy))]
 
 
-def _is_store(path: Path) -> bool:
+def is_store(path: Path) -> bool:
+    """Whether the folder is a store."""
     try:
         return "corpora" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
@@ -51,11 +56,11 @@ def _store_batches(store: Store, name: str) -> Batches:
             yield from corpus.unchanged_texts(number).chunks
 
 
-def _file_batches(files: Sequence[Path], column: str) -> Batches:
+def _file_batches(files: Sequence[Path], column: str, remedy: str) -> Batches:
     for path in files:
         try:
-            for batch in _batches(path, column):
-                texts = text_column(batch, column, path)
+            for batch in _batches(path, column, remedy):
+                texts = text_column(batch, column, path, remedy)
                 texts.validate(full=True)
                 yield texts
         except (pa.ArrowException, OSError) as error:
@@ -64,12 +69,12 @@ def _file_batches(files: Sequence[Path], column: str) -> Batches:
             ) from error
 
 
-def _batches(path: Path, column: str) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, column: str, remedy: str) -> Iterator[pa.RecordBatch]:
     if kind_of(path) not in COLUMNAR_KINDS:
         return read_batches(path)
     file = open_columnar(path)
     if column not in file.schema.names:
-        text_column(file.schema.empty_table(), column, path)
+        text_column(file.schema.empty_table(), column, path, remedy)
     return file.batches(0, file.rows, [column])
 
 

@@ -58,8 +58,12 @@ def word_hashes(normalised: pa.Array | pa.ChunkedArray) -> Ragged:
     return Ragged(hash_each(split.dictionary)[split.words.values], split.words.offsets)
 
 
-def hash_each(words: pa.Array) -> Hashes:
-    """uint64 [n] of large_binary [n]: a polynomial over the bytes; the space behind a word is not part of it."""
+def hash_each(words: pa.Array, spaces: bool = False) -> Hashes:
+    """uint64 [n] of large_binary [n]: a polynomial over the bytes.
+
+    Args:
+        spaces: whether white space counts; else what stands behind a word is not part of it.
+    """
     ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
     sums = np.zeros(len(words), np.uint64)
     lengths = np.diff(ends)
@@ -69,7 +73,9 @@ def hash_each(words: pa.Array) -> Hashes:
         starts = ends[:-1] - ends[0]
         within = np.arange(len(raw)) - np.repeat(starts, lengths)
         powers = np.cumprod(np.full(int(lengths.max()), _BASE))
-        terms = np.where(raw <= ord(" "), np.uint64(0), _LETTERS[raw] * powers[within])
+        terms = _LETTERS[raw] * powers[within]
+        if not spaces:
+            terms[raw <= ord(" ")] = 0
         sums[filled] = np.add.reduceat(terms, starts[filled])
     return mix(sums)
 
@@ -105,10 +111,10 @@ def slices(texts: pa.Array) -> Iterator[slice]:
         start = stop
 
 
-def text_hashes(normalised: pa.Array | pa.ChunkedArray) -> Hashes:
-    """A uint64 hash of each text (large_string [n], as `selection.guard.normalise` gives it)."""
-    texts = flat(normalised)
-    parts = [hash_each(texts[part].cast(pa.large_binary())) for part in slices(texts)]
+def text_hashes(texts: pa.Array | pa.ChunkedArray, spaces: bool = False) -> Hashes:
+    """A uint64 hash of each text (large_string [n], as `selection.guard.normalise` gives it; others with `spaces`)."""
+    texts = flat(texts)
+    parts = [hash_each(texts[part].cast(pa.large_binary()), spaces) for part in slices(texts)]
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 

@@ -49,7 +49,7 @@ class CorpusSpec:
 
     Attributes:
         name: the corpus's name, the value of column ``source``.
-        location: a file, folder, glob, or ``hf://owner/dataset[:split]``.
+        location: a file, folder, glob, or ``hf://owner/dataset[/CONFIGURATION][:split]``.
         text_column: where the text is.
         where: DuckDB condition over the file's columns and ``id``, ``text``, ``source``; None keeps all.
         chunk: most tokens of a passage, or None for rows as they are.
@@ -212,10 +212,14 @@ def _spec_dict(spec: CorpusSpec) -> dict[str, object]:
 
 
 class Filter:
-    """The ``--where`` condition, asked of DuckDB a batch at a time. It sees the rows and nothing else: no files."""
+    """The ``--where`` condition, asked of DuckDB a batch at a time. It sees the rows and nothing else: no files.
 
-    def __init__(self, where: str | None, source: str) -> None:
-        self._where, self._source = where, source
+    Its names are ``id``, ``text`` and ``source`` of the passage, then the file's own columns. Where one of these has
+    such a name itself and is another thing, it gets a ``_`` behind it, as in the store: DuckDB's names know no case.
+    """
+
+    def __init__(self, where: str | None, source: str, text: str) -> None:
+        self._where, self._source, self._text = where, source, text
         self._connection = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
 
     def close(self) -> None:
@@ -225,9 +229,8 @@ class Filter:
         """Boolean [n]: the rows that satisfy the condition (unknown counts as no)."""
         if self._where is None:
             return pa.repeat(True, len(batch))
-        # DuckDB's names know no case: the file's own Source would shadow the corpus's name.
         taken = {name.lower() for name in passage.schema.names}
-        others = [n for n in batch.schema.names if n not in taken]
+        others = [n for n in batch.schema.names if n not in {"id", self._text}]
         names = [*passage.schema.names, *(f"{n}_" if n.lower() in taken else n for n in others)]
         arrays = [*passage.columns, *(batch.column(n) for n in others)]
         self._connection.register("passages", pa.table(arrays, names=names))
@@ -287,7 +290,11 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
     blank = filtered = row = 0
     target = store.corpus_folder(spec.name)
     bar = _bar(spec.name)
-    with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
+    with (
+        atomic_folder(target, overwrite=True) as folder,
+        closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
+        bar,
+    ):
         for path in files:
             # Hashed before it is read, so that an edit meanwhile is noticed at the next use.
             sources.append(store.entry(path, -1))
@@ -413,7 +420,11 @@ def _convert(
     chunker = _Chunker(spec) if spec.chunk else None
     bar = _bar(spec.name)
     sources = [store.entry(file, -1) for file in files]  # before they are read, as in `_scan`
-    with atomic_folder(target, overwrite=True) as folder, closing(Filter(spec.where, spec.name)) as condition, bar:
+    with (
+        atomic_folder(target, overwrite=True) as folder,
+        closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
+        bar,
+    ):
         parts = _PartWriter(folder)
         with closing(parts):
             for path, batch, ends in batches:
@@ -539,14 +550,16 @@ def _hub_batches(location: str) -> Iterator[pa.RecordBatch]:
     from datasets import load_dataset
 
     name, _, split = location.removeprefix(HUB).partition(":")
+    owner, dataset_name, *config = name.split("/") if name.count("/") == 2 and not Path(name).exists() else ("", "")
     try:
-        dataset = load_dataset(name, split=split or "train", streaming=True)
+        arguments = (f"{owner}/{dataset_name}", config[0]) if config else (name,)
+        dataset = load_dataset(*arguments, split=split or "train", streaming=True)
         for table in dataset.with_format("arrow").iter(batch_size=2048):
             yield from table.to_batches()
     except NearkinError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()[:60]) or type(error).__name__
         raise InputError(f"dataset {location} cannot be loaded: {reason}") from error
 
 

@@ -69,7 +69,7 @@ def query(
     index: str | None = None,
     device: str | None = None,
     limit: int | None = None,
-    min_recall: float = 0.95,
+    min_recall: float | None = None,
     report: Callable[[str], None] = log.info,
 ) -> Answer:
     """Finds the `k` nearest passages of each of a task's training texts, all in one batch.
@@ -78,7 +78,7 @@ def query(
         encoder: one of the store's, or ``cascade[:MODEL]``; None where it has only one.
         index: one of its kinds of index; None takes the one made last.
         limit: only the first so many examples.
-        min_recall: the share of the full encoder's neighbours that a cascade promises.
+        min_recall: the share of the full encoder's neighbours that a cascade promises; None is 0.95.
         report: told what a cascade plans and finds.
 
     Raises:
@@ -99,5 +99,6 @@ def query(
         encoded = time.perf_counter()
     neighbours = pa.concat_tables(pool.neighbours(k))
     searched = time.perf_counter()
+    pool.tell_unused()
     opened.save_checked()
     return Answer(examples, opened.corpus, neighbours, encoded - start, searched - encoded)

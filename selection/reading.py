@@ -231,8 +231,11 @@ def unreadable(path: Path) -> InputError:
     return InputError(f"{path} cannot be read to its end (cut short or damaged): copy or write it again")
 
 
+NAME_IT, CALL_IT = "name the text column with --text-column", 'call the column of its texts "text"'
+
+
 def text_column(
-    table: pa.Table | pa.RecordBatch, name: str, path: Path, remedy: str = "name the text column with --text-column"
+    table: pa.Table | pa.RecordBatch, name: str, path: Path, remedy: str = NAME_IT
 ) -> pa.Array | pa.ChunkedArray:
     """Column `name` as large strings.
 
@@ -261,7 +264,7 @@ def text_column(
 
 def texts_of(table: pa.Table, path: Path) -> pa.ChunkedArray:
     """Column ``text`` of a task's split or of an excluded file as large strings; raises as `text_column` does."""
-    return text_column(table, "text", path, 'call the column of its texts "text"')
+    return text_column(table, "text", path, CALL_IT)
 
 
 def is_blank(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

@@ -177,7 +177,6 @@ class _Planner:
         self.now = current_memory() or 0  # before the trials take some for themselves
         self._pilot: Pilot | None = None
         self._reaches: dict[float, list[Reach]] = {}
-        self._reranks: dict[str, int] = {}  # by kind, where a pilot tells
 
     def plan(self, kind: Kind, why: str) -> IndexPlan:
         if self.rows < kind.least:
@@ -251,7 +250,7 @@ class _Planner:
         return exactly + ranking + sum(self._searching(kind, lists, visited, step, half) for half, step in searches)
 
     def _trial(self, kind: Kind) -> trial.Lists:
-        return trial.lists(kind, self.dim, AT * self._reranks.get(kind.name, kind.rerank[len(kind.rerank) // 2]))
+        return trial.lists(kind, self.dim, AT * kind.rerank[len(kind.rerank) // 2])
 
     def _lists(self, kind: Kind, queries: int) -> tuple[int, float, int]:
         """(lists, how many of them are visited, times k that are scored again): what takes least time in all.
@@ -270,7 +269,6 @@ class _Planner:
         if not options:
             return guess
         rerank = self._pilot.rerank(kind, self.wanted.min_recall / target if target else 0.0, self.rows)
-        self._reranks[kind.name] = rerank
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
         needs = [self._least(lists, True) for lists, _ in options]
         least = max(self.limit, min(needs))

@@ -30,6 +30,7 @@ from selection.task_vectors import encode_task
 log = logging.getLogger(__name__)
 
 BLOCK_PAIRS = 8_000_000
+PROMISED = 0.95
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Pool:
         index: the kind of index; None is the one in use.
         index_used: the kind that a method searched, or asked for centroids; None while none did.
         centroids: whose ``cluster`` took: a kind of index, or ``k-means``.
-        min_recall: what a cascade promises.
+        min_recall: what a cascade promises; None is `PROMISED`.
         report: told what a method plans and finds.
         everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
@@ -62,7 +63,7 @@ class Pool:
     seed: int = 0
     device: str | None = None
     index: str | None = None
-    min_recall: float = 0.95
+    min_recall: float | None = None
     report: Callable[[str], None] = log.info
     everything: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -114,6 +115,18 @@ class Pool:
     def cascade(self) -> bool:
         """Whether that encoder, a static one, only says which passages the full one has to see."""
         return self._resolved[1]
+
+    @property
+    def promised(self) -> float:
+        """The share of the full encoder's neighbours that a cascade promises."""
+        return PROMISED if self.min_recall is None else self.min_recall
+
+    def tell_unused(self) -> None:
+        """Warns of what was asked for and had no say in what a method did."""
+        if self.index is not None and self.index_used is None:
+            log.warning("--index %s was not used: no index was searched", self.index)
+        if self.min_recall is not None and not ("_resolved" in self.__dict__ and self.cascade):
+            log.warning("--min-recall %g was not used: it is what a cascade promises", self.min_recall)
 
     @property
     def encoder_name(self) -> str | None:
@@ -169,7 +182,7 @@ class Pool:
                 cheap,
                 self.task.train_texts,
                 k,
-                self.min_recall,
+                self.promised,
                 self.report,
                 self.seed,
                 self.device,

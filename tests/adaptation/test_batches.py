@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from adaptation.batches import LengthGroupedBatches, ShuffledBatches
-from adaptation.masking import Epoch
+from adaptation.batches import LengthGroupedBatches, ShuffledBatches, length_grouped
+from adaptation.masking import Epoch, generator
 
 
 @given(
@@ -22,6 +23,12 @@ def test_order_is_a_permutation_with_the_longest_piece_first(lengths, batch, see
     assert sorted(order) == list(range(len(lengths)))
     assert lengths[order[0]] == max(lengths)
     assert order == list(LengthGroupedBatches(np.array(lengths), batch, seed, Epoch(epoch)))
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=300), batch=st.integers(1, 40), seed=st.integers(0, 9))
+def test_grouping_by_arrays_is_that_of_transformers(lengths, batch, seed) -> None:
+    expected = get_length_grouped_indices(lengths, batch, generator=generator(seed))
+    assert length_grouped(np.array(lengths), batch, generator(seed)).tolist() == expected
 
 
 def test_grouping_by_length_saves_padding() -> None:

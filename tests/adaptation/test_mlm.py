@@ -3,10 +3,14 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +23,9 @@ import adaptation.mlm
 import adaptation.training
 from adaptation.mlm import AdaptSettings, adapt
 from adaptation.texts import read_training_text
+from selection.building import collect
 from selection.errors import InputError, ModelError, NearkinError
+from selection.ingest import CorpusSpec
 from tests.adaptation.conftest import SMALL
 
 
@@ -297,16 +303,22 @@ def test_dev_and_test_of_a_task_never_enter(tmp_path, jsonl, sentences) -> None:
     jsonl(task / "dev.jsonl", sentences[40:50])
     jsonl(task / "test.jsonl", [*sentences[50:59], f"  {sentences[59].upper()} !"])
     corpus = jsonl(tmp_path / "corpus.jsonl", [*sentences[20:45], *sentences[59:60], *sentences[70:80]])
-    text = read_training_text([task, corpus], held_out_file=None, held_out=0.1, seed=0)
+    file = tmp_path / "texts.arrow"
+    text = read_training_text([task, corpus], file, held_out_file=None, held_out=0.1, seed=0)
     entered = {*text.train.to_pylist(), *text.held_out.to_pylist()}
     assert entered == {*sentences[:40], *sentences[70:80]}
     assert len(text.train) + len(text.held_out) == 50
     assert text.duplicates == 10
     assert text.withheld == 7  # one of them but for case, spacing and punctuation
     assert [s.kind for s in text.sources] == ["task", "file"]
-    open_to_all = read_training_text([task, corpus], held_out_file=None, held_out=0.1, seed=0, guarded=False)
+    open_to_all = read_training_text(
+        [task, corpus], file.with_suffix(".2"), held_out_file=None, held_out=0.1, seed=0, guarded=False
+    )
     assert len(open_to_all.train) + len(open_to_all.held_out) == 57
-    measured = read_training_text([task, corpus], held_out_file=task / "dev.jsonl", held_out=0.1, seed=0, guarded=False)
+    split = task / "dev.jsonl"
+    measured = read_training_text(
+        [task, corpus], file.with_suffix(".3"), held_out_file=split, held_out=0.1, seed=0, guarded=False
+    )
     assert set(measured.train.to_pylist()) == {*sentences[:40], sentences[50], sentences[59], *sentences[70:80]}
 
 
@@ -315,10 +327,53 @@ def test_augmentation_sets_and_held_out_files(tmp_path, jsonl, sentences) -> Non
     folder.mkdir()
     pq.write_table(pa.table({"doc_id": list(range(20)), "text": sentences[:20]}), folder / "augmentation.parquet")
     held_out = jsonl(tmp_path / "held.jsonl", sentences[18:25])
-    text = read_training_text([folder], held_out_file=held_out, held_out=0.05, seed=0)
+    text = read_training_text([folder], tmp_path / "a", held_out_file=held_out, held_out=0.05, seed=0)
     assert text.train.to_pylist() == sentences[:18]
     assert text.held_out.to_pylist() == sentences[18:25]
     assert (text.sources[0].kind, text.withheld) == ("set", 2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_of_texts_that_one_reads(tmp_path, tiny_model, texts) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nearkin"]
+    settings = ["--max-tokens", "32", "--steps", "4", "--batch-size", "8", "--micro-batch", "4", "--bf16", "off"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(text: Path, out: Path) -> subprocess.CompletedProcess[str]:
+        command = [*launch, "adapt", "--model", tiny_model("bert"), "--text", str(text), "--out", str(out), *settings]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out in (first, second):
+        done = run(texts, out)
+        assert done.returncode == 0, done.stderr
+    told = json.loads((first / "adaptation.json").read_text(encoding="utf-8"))
+    assert told["batch"] == {"processes": 2, "micro": 4, "accumulation": 1}
+    assert told["counts"]["train"] == 114
+    assert weights(first) == weights(second)
+    refused = run(tmp_path / "absent.jsonl", tmp_path / "third")
+    assert refused.returncode != 0
+    assert "absent.jsonl does not exist" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "texts.jsonl"]
+
+
+def test_texts_come_in_order_once_from_files_folders_globs_and_stores(tmp_path, jsonl, sentences) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    rows = [None, *sentences[:30], " ", *sentences[10:40], sentences[0] + " ", sentences[1].replace(" ", "\t", 1)]
+    for number, start in enumerate(range(0, len(rows), 7)):
+        pq.write_table(pa.table({"text": pa.array(rows[start : start + 7], pa.string())}), folder / f"{number}.parquet")
+    jsonl(tmp_path / "a1.jsonl", sentences[35:50])
+    jsonl(tmp_path / "a2.jsonl", sentences[45:60])
+    collect(tmp_path / "store", [CorpusSpec("c", str(jsonl(tmp_path / "c.jsonl", sentences[55:80])))])
+    paths = [folder, str(tmp_path / "a?.jsonl"), tmp_path / "store"]
+    text = read_training_text(paths, tmp_path / "file", held_out_file=None, held_out=0.1, seed=3)
+    expected = [*sentences[:40], *rows[-2:], *sentences[40:80]]
+    held = sorted(np.random.default_rng(3).permutation(len(expected))[:8].tolist())
+    assert text.held_out.to_pylist() == [expected[row] for row in held]
+    assert text.train.to_pylist() == [one for row, one in enumerate(expected) if row not in held]
+    assert [(source.kind, source.texts) for source in text.sources] == [("file", 62), ("file", 30), ("store", 25)]
+    assert (text.duplicates, text.withheld) == (62 + 30 + 25 - len(expected), 0)
 
 
 def test_bad_inputs_are_said_plainly(tmp_path, tiny_model, texts, jsonl, sentences) -> None:

@@ -342,7 +342,10 @@ def test_the_manifest_names_the_index_that_was_used(
     }
     assert not caplog.records
     select(store, task_folder, tmp_path / "r", "random", Budget(docs=5), index="ivf")
-    assert [r.getMessage() for r in caplog.records] == ["--index ivf was not used: method random searches no index"]
+    assert [r.getMessage() for r in caplog.records] == ["--index ivf was not used: no index was searched"]
+    caplog.clear()
+    query(store, task_folder, min_recall=0.9)
+    assert [r.getMessage() for r in caplog.records] == ["--min-recall 0.9 was not used: it is what a cascade promises"]
 
 
 def test_a_store_of_another_encoder_says_so(built: Path, task_folder: Path, tmp_path: Path) -> None:
