@@ -31,6 +31,7 @@ from selection.workers import work_of
 log = logging.getLogger(__name__)
 
 KEPT = "kept"
+CUT_WORTH_SAYING = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class BuildPlan:
                 f", about {tokens:,.0f} tokens, {human_seconds(self.seconds)} ({tokens / self.seconds:,.0f} tokens/s)"
             )
         rows.append(f"encode  {todo}")
+        if self.choice.cut >= CUT_WORTH_SAYING:
+            share = f"{self.choice.cut:.0%} of them are as long as the encoder reads, or longer"
+            rows.append(f"        {share}: what is behind is not searched; --chunk cuts long passages")
         rows.append(f"index   {self.index.line(self.queries)}")
         memory = "" if self.memory is None else f"; memory at most about {human_bytes(self.memory)}"
         rows.append(f"disk    {human_bytes(self.disk_bytes)} more{memory}")

@@ -9,6 +9,7 @@ a limit it takes the fastest step whose measured recall is enough and whose fitt
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -94,11 +95,13 @@ class Choice:
     Attributes:
         tokens: mean tokens of a passage as the encoder reads it, from a sample; None where nothing was tried.
         seconds: predicted for all passages to be embedded; None likewise.
+        cut: the share of that sample of which the encoder reads the beginning alone, being longer than it takes.
     """
 
     encoder: Encoder
     tokens: float | None = None
     seconds: float | None = None
+    cut: float = 0.0
 
 
 def choose_encoder(store: Store, wanted: Wanted, report: Report = log.info) -> Choice:
@@ -267,8 +270,8 @@ class _Chooser:
         if passages < TRIAL_FROM:
             return Choice(encoder)
         gpus = self._gpus if on_gpu(encoder) else 1
-        tokens, speed = measure(encoder, self._sample(GPU_TRIAL_PASSAGES if on_gpu(encoder) else TRIAL_PASSAGES))
-        return Choice(encoder, tokens, passages * tokens / speed / gpus)
+        tokens, speed, cut = measure(encoder, self._sample(GPU_TRIAL_PASSAGES if on_gpu(encoder) else TRIAL_PASSAGES))
+        return Choice(encoder, tokens, passages * tokens / speed / gpus, cut)
 
     def _fastest(self, spec: EncoderSpec) -> Choice:
         """An unfitted encoder in torch or, on a CPU where that is faster, in OpenVINO."""
@@ -476,8 +479,10 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
     return corpus.take(ids, ["text"])["text"]
 
 
-def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
-    """(mean tokens of a text as `encoder` reads it, tokens/s), from running on more and more texts for two seconds.
+def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float, float]:
+    """(mean tokens of a text as `encoder` reads it, tokens/s, share of texts as long as it reads), by a trial.
+
+    It runs on more and more texts for two seconds.
 
     On a CPU preparing shares its cores with running; with a GPU the slower of the two is what counts.
     """
@@ -497,7 +502,9 @@ def measure(encoder: Encoder, texts: pa.ChunkedArray) -> tuple[float, float]:
             most, speed = tokens, tokens / taken
         start, size, spent = stop, 2 * size, spent + taken
     times = (1 / speed, preparing / float(lengths.sum()))
-    return float(lengths.mean()), 1 / (max(times) if on_gpu(encoder) else sum(times))
+    limit = encoder.limit if isinstance(encoder, TransformerEncoder) else math.inf
+    speed = 1 / (max(times) if on_gpu(encoder) else sum(times))
+    return float(lengths.mean()), speed, float((lengths >= limit).mean())
 
 
 def _part(prepared: Any, start: int, stop: int) -> Any:

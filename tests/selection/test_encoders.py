@@ -412,7 +412,7 @@ def test_auto_takes_the_most_exact_path_that_fits(
     assert code == 0
     assert "auto    tiny-encoder in" in out
     assert "the exact vectors" in out
-    slow = lambda encoder, texts: (100.0, {"exact": 1.0, "bf16": 2.0, "int8": 3.0}[encoder.precision])  # noqa: E731
+    slow = lambda encoder, texts: (100.0, {"exact": 1.0, "bf16": 2.0, "int8": 3.0}[encoder.precision], 0.0)  # noqa: E731
     monkeypatch.setattr(choosing, "measure", slow)
     code, out, _ = cli(*arguments, "--max-seconds", 1, "--min-recall", "0.5")
     assert code == 0
@@ -512,7 +512,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What a trial finds: tokens/s by precision; changed by a test."""
     speeds = {"exact": 1.0, "bf16": 1.0, "int8": 1.0}
     monkeypatch.setattr(choosing, "TRIAL_FROM", 1)
-    monkeypatch.setattr(choosing, "measure", lambda encoder, texts: (100.0, speeds[encoder.precision]))
+    monkeypatch.setattr(choosing, "measure", lambda encoder, texts: (100.0, speeds[encoder.precision], 0.0))
     monkeypatch.setattr(openvino_engine, "available", lambda: False)
     return speeds
 

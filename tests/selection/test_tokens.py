@@ -120,6 +120,14 @@ def test_other_tokenizers_go_through_the_library(monkeypatch: pytest.MonkeyPatch
     assert rows_of(plain(texts)) == library(texts.to_pylist())
 
 
+def test_a_trial_says_how_many_texts_are_longer_than_is_read(passages: pa.Table) -> None:
+    texts = pa.chunked_array([passages["text"].slice(0, 50).combine_chunks()])
+    limit = int(np.median(count_tokens(texts, MODEL))) + 2
+    share = float((count_tokens(texts, MODEL) >= limit - 2).mean())
+    assert 0 < share < 1
+    assert choosing.measure(load_encoder(MODEL, device="cpu", max_tokens=limit), texts)[2] == pytest.approx(share)
+
+
 def test_a_model_of_vocabulary_files_alone_is_counted_by_those(passages: pa.Table, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(resolve_model(MODEL), tmp_path / "older"))
     vocabulary = sorted((place, token) for token, place in load_tokenizer(MODEL).get_vocab().items())
