@@ -94,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1  # whoever read the output is gone, and what was to be done may not be
     except KeyboardInterrupt:
-        return _fail("stopped; build, index, adapt, finetune, run and bench go on where they were when given again")
+        return _fail(
+            "stopped; build, index, adapt, finetune, run, and bench search, selectors, training and frontier go on "
+            "where they were when given again"
+        )
     except OSError as error:
         if debug:
             raise

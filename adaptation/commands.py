@@ -74,7 +74,8 @@ def _register_adapt(subparsers: Subparsers) -> None:
     add("--model", required=True, metavar="M", help="model folder, hub id, or short name such as all-MiniLM-L6-v2")
     add(
         "--text", required=True, nargs="+", type=Path, metavar="FILE_OR_SET",
-        help="text, csv, jsonl or parquet files with a text column, task folders, augmentation folders",
+        help="text, csv, jsonl or Parquet files with a column text, folders of Parquet, globs, task folders, "
+        "augmentation folders, stores",
     )  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the adapted model")
     add("--epochs", type=int, default=usual.epochs, metavar="N", help="passes over the text (default %(default)s)")

@@ -83,17 +83,23 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         action="append",
         default=[],
         help=".txt (one passage a line), .csv, .tsv, .jsonl (each also .gz, .zst), .parquet, .arrow; a folder or glob "
-        "of those; or hf://owner/dataset[:split]. Parquet and Arrow are read where they lie. Repeat for more corpora",
+        "of those; or hf://owner/dataset[/CONFIGURATION][:split]. Parquet and Arrow are read where they lie. Repeat "
+        "for more corpora",
     )
     parser.add_argument("--text-column", metavar="COLUMN", default="text", help="where the text is (default: text)")
-    parser.add_argument("--where", metavar="SQL", help="keep only rows that satisfy this DuckDB condition")
+    parser.add_argument(
+        "--where",
+        metavar="SQL",
+        help="keep only rows that satisfy this DuckDB condition; it knows id, text, source (the corpus's NAME) and the "
+        "file's own columns, with _ behind one that has such a name itself (source_)",
+    )
     parser.add_argument(
         "--chunk", metavar="N", type=positive, help="split passages longer than N tokens at sentence boundaries"
     )
     parser.add_argument(
         "--encoder",
         metavar="E",
-        help="a sentence-transformers model; static:MODEL, a hundred times faster and less exact; or cascade:MODEL, "
+        help="a sentence-transformers model; static:MODEL, hundreds of times faster and less exact; or cascade:MODEL, "
         "which embeds by the static one and lets query and select find the model's own neighbours from there; or none, "
         "which is enough for methods that read text alone "
         f"(default: the store's, else {DEFAULT_ENCODER})",
@@ -215,7 +221,11 @@ def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("task", metavar="TASK", help="a folder of train, dev, test .jsonl, or one .jsonl; field text")
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        help="a folder of train, dev, test .jsonl, or one file (.jsonl, .csv, .parquet ...) with a column text",
+    )
     parser.add_argument(
         "--encoder", metavar="E", help="which of the store's encoders, where it has several; or cascade[:MODEL]"
     )
@@ -258,7 +268,7 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "-k",
         type=positive,
         help="passages a task example, before duplicates go (default: 50, where neither --docs nor --tokens is given; "
-        "of several limits, the first that is reached ends the set)",
+        "domain and curated then take everything; of several limits, the first that is reached ends the set)",
     )
     parser.add_argument("--docs", metavar="N", type=positive, help="passages in all")
     parser.add_argument("--tokens", metavar="N", type=positive, help="tokens in all, by the encoder's tokenizer")
