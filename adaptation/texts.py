@@ -115,9 +115,10 @@ def read_training_text(
                 read += len(texts)
                 texts = _unseen(texts, seen)
                 distinct += len(texts)
-                allowed = texts.filter(pa.array(~forbidden.has(text_hashes(normalise(texts)))))
-                if len(allowed):
-                    writer.write_batch(pa.record_batch([allowed], SCHEMA))
+                if len(forbidden):
+                    texts = texts.filter(pa.array(~forbidden.has(text_hashes(normalise(texts)))))
+                if len(texts):
+                    writer.write_batch(pa.record_batch([texts], SCHEMA))
             if read == 0:
                 raise InputError(f"{path} has no text")
             sources.append(Source(str(path), kind, read))

@@ -124,6 +124,9 @@ class Seen:
     def __init__(self) -> None:
         self._runs: list[Hashes] = []
 
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
     def has(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Which of these are in it, bool [n]."""
         found = np.zeros(len(hashes), dtype=bool)
