@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selection import building, embedding
-from selection.building import build, verify
+from selection.augmentation import select
+from selection.building import build, collect, verify
 from selection.embedding import Embeddings
 from selection.encoders import load_encoder
 from selection.encoders.transformer import TransformerEncoder
@@ -272,6 +273,25 @@ def test_a_store_answers_as_it_was_until_an_added_corpus_is_embedded(
     caplog.clear()
     neighbours()
     assert "left out" not in caplog.text
+
+
+def test_a_corpus_that_is_read_alone_is_seen_at_once_and_neighbours_wait(
+    store: Path, passages: pa.Table, task_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = f"neighbours are found again once `nearkin build {store}` has embedded what is new"
+    collect(store)  # brings nothing new
+    assert said not in caplog.text
+    assert len(query(store, task_folder, k=3).neighbours)
+    pq.write_table(passages.slice(0, 20), tmp_path / "more.parquet")
+    collect(store, [CorpusSpec("more", str(tmp_path / "more.parquet"))])
+    assert caplog.text.count(said) == 1
+    assert select(store, task_folder, tmp_path / "set", "domain:source=more", near="off").passages > 0
+    with pytest.raises(StoreError, match="1 of 2 shards are not embedded"):
+        query(store, task_folder, k=3)
+    collect(store)  # could not be asked for neighbours before either
+    assert caplog.text.count(said) == 1
+    build(store)
+    assert len(query(store, task_folder, k=3).neighbours)
 
 
 def test_stale_or_damaged_shards_are_never_used(store: Path) -> None:
