@@ -20,13 +20,17 @@ from benchmarks.results import Row
 from selection.columnar import open_columnar
 from selection.errors import NearkinError
 from selection.ingest import find_files
+from selection.memory import RSS_UNIT
 from selection.models import DEFAULT_ENCODER, resolve_model
+
+ALONE = 2048
+"""Passages that the encoder alone is given, where there are so many."""
 
 ENCODER_ALONE = """
 import sys
 import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
-texts = next(pq.ParquetFile(sys.argv[2]).iter_batches(2048, columns=[sys.argv[3]])).column(0).to_pylist()
+texts = next(pq.ParquetFile(sys.argv[2]).iter_batches(int(sys.argv[5]), columns=[sys.argv[3]])).column(0).to_pylist()
 model = SentenceTransformer(sys.argv[1])
 model.max_seq_length = int(sys.argv[4]) or model.max_seq_length
 model.encode(texts, batch_size=32, normalize_embeddings=True)
@@ -61,13 +65,14 @@ def memory(
         model = resolve_model(encoder)
         repeated = Path(scratch) / "repeated"
         _repeat(source, repeated, repeat)
+        alone = [sys.executable, "-c", ENCODER_ALONE]
         build = [sys.executable, "-m", "nearkin", "build"]
         options = ["--encoder", encoder, "--text-column", text_column]
         options += ["--max-tokens", str(max_tokens)] if max_tokens else []
         commands = {
             "encoder alone (sentence-transformers)": (
-                [sys.executable, "-c", ENCODER_ALONE, str(model), str(source), text_column, str(max_tokens or 0)],
-                2048,
+                [*alone, str(model), str(source), text_column, str(max_tokens or 0), str(ALONE)],
+                min(ALONE, rows),
             ),
             "build": ([*build, f"{scratch}/one", "--corpus", f"c={source}", *options], rows),
             f"build, corpus {repeat} times": (
@@ -110,5 +115,4 @@ def _peak(command: list[str]) -> tuple[int, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise NearkinError(f"`{' '.join(command[:4])} ...` failed with exit code {process.returncode}")
-    scale = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * scale, time.perf_counter() - start
+    return usage.ru_maxrss * RSS_UNIT, time.perf_counter() - start

@@ -9,7 +9,6 @@ without training is measured afterwards, by another process.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from selection.augmentation import Budget, select
 from selection.diversity import diversity
 from selection.embedding import Embeddings
 from selection.errors import InputError
-from selection.memory import peak_memory
+from selection.memory import children_peak, peak_memory
 from selection.ngrams import NgramFeatures, kl_divergence, text_counts
 from selection.selectors import Selector
 from selection.selectors.pool import Pool
@@ -140,7 +139,7 @@ def time_selection(store: Path, task: Path, how: str | Selector, target: Path, o
         taken.append(time.perf_counter() - start)
         chosen = chosen or again
     assert chosen is not None
-    peak, children = peak_memory(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    held = [peak for peak in (peak_memory(), children_peak()) if peak is not None]
     shutil.rmtree(fresh)
     for worker in multiprocessing.active_children():  # a peer's, which would keep this process waiting for minutes
         worker.terminate()
@@ -152,7 +151,7 @@ def time_selection(store: Path, task: Path, how: str | Selector, target: Path, o
         "again_s": taken[1],
         **{f"{stage}_s": chosen.stages.get(stage, 0.0) for stage in ("encode", "rank", "fill")},
         "passages_s": len(Store(store).corpus) / taken[0],
-        "memory_mb": None if peak is None else max(peak, children) / 1e6,
+        "memory_mb": max(held) / 1e6 if held else None,
         "leaks": sum(removed.leaks.values()) + sum(removed.near_leaks.values()),
     }
 

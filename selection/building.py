@@ -234,6 +234,9 @@ def collect(
 ) -> list[CorpusEntry]:
     """A build without its embeddings (``build --encoder none``): enough for methods that read text alone.
 
+    What is new is the store's at once, so that those methods see it; where neighbours could be asked for, they cannot
+    until a build has embedded it, which is said.
+
     Raises:
         NearkinError: anything the user can put right.
     """
@@ -243,11 +246,14 @@ def collect(
     try:
         with opened.lock():
             mine = not existed
+            answered = _answers(opened)
             opened.take_pending()
             opened.settle()
             _check_named(opened, corpora)
             _ingest_all(opened, corpora)
             opened.save()
+            if answered and not _answers(opened):
+                log.warning("neighbours are found again once `nearkin build %s` has embedded what is new", store)
     finally:
         if mine:
             _forget(Path(store))

@@ -8,6 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of one ``ru_maxrss``."""
+
 
 def current_memory() -> int | None:
     """Resident bytes of this process; None where the system does not tell."""
@@ -24,12 +27,20 @@ def peak_memory() -> int | None:
         found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         if found:
             return int(found[0]) * 1024
+    return _most_held("RUSAGE_SELF")
+
+
+def children_peak() -> int | None:
+    """The most bytes that any one process held which this one started and has waited for; None as `peak_memory`."""
+    return _most_held("RUSAGE_CHILDREN")
+
+
+def _most_held(who: str) -> int | None:
     try:
         import resource
     except ImportError:  # Windows
         return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    return int(resource.getrusage(getattr(resource, who)).ru_maxrss) * RSS_UNIT
 
 
 def release_memory() -> None:

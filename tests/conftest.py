@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not os.environ.get("NEARKIN_TEST_GPU"):  # else what is tested would depend on the machine; read when CUDA starts
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads that wait for each other cost most of both
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,6 +29,15 @@ settings.register_profile("nearkin", deadline=None)
 settings.load_profile("nearkin")
 
 Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mps() -> Iterator[None]:
+    """Keeps the tests on the CPU of a Mac, too, which no environment variable does."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "darwin" and not os.environ.get("NEARKIN_TEST_GPU"):
+            patch.setattr("torch.backends.mps.is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

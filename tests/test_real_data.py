@@ -24,9 +24,20 @@ from tests.selection.test_index import assert_same_neighbours
 DATA = Path(os.environ.get("NEARKIN_DATA", "/nowhere"))
 CORPORA = ("biomed", "cs", "reviews", "news")
 
+NEEDED = [
+    *(DATA / "corpora" / f"{name}.parquet" for name in CORPORA),
+    *(
+        DATA / "tasks" / name / f"{s}.jsonl"
+        for name in ("chemprot", "citation_intent")
+        for s in ("train", "dev", "test")
+    ),
+]
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (DATA / "corpora").is_dir(), reason="NEARKIN_DATA names no folder with the real corpora"),
+    pytest.mark.skipif(
+        not all(file.is_file() for file in NEEDED), reason="NEARKIN_DATA names no folder with these corpora and tasks"
+    ),
 ]
 
 

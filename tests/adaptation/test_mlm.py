@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -287,14 +288,22 @@ def test_bfloat16_is_chosen_once_a_run(tmp_path, tiny_model, texts, monkeypatch)
     assert chosen == [True, False]
 
 
-def test_the_trial_of_bfloat16_gives_a_ratio() -> None:
-    from adaptation.precision import cpu_gain, use_bf16
+def test_the_trial_of_bfloat16_takes_the_best_of_each_after_the_first(monkeypatch) -> None:
+    from adaptation import precision
 
-    assert 0.01 < cpu_gain() < 100
-    assert use_bf16("on")
-    assert not use_bf16("off")
+    turns = [*[2.0, 7.0] * 5, *[4.0, 6.0] * 6]  # seconds that bfloat16 and float32 take in turn, after one of each
+    clock = iter(np.cumsum([0.0, 1.0, 1.0, *chain.from_iterable((turn, 1.0) for turn in turns)]).tolist())
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        assert precision.cpu_gain.__wrapped__() == pytest.approx(3.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for gain, taken in ((1.2, True), (1.1, False)):
+        monkeypatch.setattr(precision, "cpu_gain", lambda gain=gain: gain)
+        assert precision.use_bf16("auto") is taken
+    assert precision.use_bf16("on")
+    assert not precision.use_bf16("off")
     with pytest.raises(NearkinError, match="none of auto, on, off"):
-        use_bf16("maybe")
+        precision.use_bf16("maybe")
 
 
 def test_dev_and_test_of_a_task_never_enter(tmp_path, jsonl, sentences) -> None:

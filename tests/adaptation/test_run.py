@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from adaptation import mlm
 from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe, read_recipe
 from adaptation.run import RunResult, run
 from adaptation.steps import AdaptStep, FinetuneStep, SelectStep, Step
+from adaptation.texts import read_training_text
 from selection.building import build
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
@@ -114,7 +120,8 @@ def test_the_paper_preset_runs_every_phase(make: Make, tmp_path: Path, ran: list
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["phase"] for row in written["rows"]] == list(rows)
     assert written["recipe"]["settings"]["TAPT"]["parts"][0]["epochs"] == 100
-    assert any(line.startswith("[1/") and line.endswith("about " + line.rpartition("about ")[2]) for line in said)
+    started = r"\[1/\d+\] select DAPT for libraries: docs: about \d.* (s|min)"
+    assert any(re.fullmatch(started, line) for line in said)
 
 
 @pytest.mark.slow
@@ -150,7 +157,10 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_goes_on_within_a_training(
+    world: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f"""
@@ -159,7 +169,7 @@ def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path:
         out = "killed"
         phases = ["TAPT"]
         seeds = 1
-        adapt = {{ max_steps = 80, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0.005, bf16 = "off" }}
+        adapt = {{ max_steps = 24, batch_size = 8, max_tokens = 32, checkpoint_minutes = 0, bf16 = "off" }}
         finetune = {{ epochs = 1, max_tokens = 32, bf16 = "off" }}
         """
     )
@@ -170,8 +180,11 @@ def test_a_killed_run_goes_on_within_a_training(world: dict[str, Any], tmp_path:
         while process.poll() is None and not any(steps.glob("adapt-*.work/checkpoint-*/trainer_state.json")):
             time.sleep(0.05)
         process.kill()
+        assert process.wait() == -signal.SIGKILL, "the run ended by itself before it was killed"
     assert not any(steps.glob("adapt-*/adaptation.json"))
-    resumed = run(read_recipe(recipe))
+    with caplog.at_level(logging.INFO):
+        resumed = run(read_recipe(recipe))
+    assert re.search(r"continuing from step [1-9]", caplog.text)
     whole = run(read_recipe(recipe, {"out": str(tmp_path / "whole")}))
     assert figures(resumed) == figures(whole)
 
@@ -257,6 +270,78 @@ def test_domains_are_shared_by_tasks_and_guarded_against_all(make: Make, world: 
     assert [title for title in ran if not title.startswith("finetune")] == [
         "select DAPT for libraries, sentences: docs", "adapt DAPT on docs"
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_dev_or_test_text_is_trained_on_but_where_the_guard_is_off(
+    make: Make, sentences: list[str], tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted in every source: dev and test texts of two tasks, as they are, shouted, and quoted whole."""
+    drawn = iter([s for s in sentences if len(s.split()) > 14])
+
+    def some(count: int) -> list[str]:
+        return [next(drawn) for _ in range(count)]
+
+    def task(name: str, train: list[str]) -> Path:
+        texts = {"train": train, "dev": some(2), "test": some(2)}
+        return write_task(
+            tmp_path / name,
+            {split: pa.table({"text": t, "label": ["a", "b"] * (len(t) // 2)}) for split, t in texts.items()},
+        )
+
+    def evaluated(folder: Path) -> list[str]:
+        return [
+            json.loads(line)["text"]
+            for s in ("dev", "test")
+            for line in (folder / f"{s}.jsonl").read_text().splitlines()
+        ]
+
+    tasks = [task("alpha", some(8)), task("beta", some(8))]
+    secret = [text for folder in tasks for text in evaluated(folder)]
+    planted = [
+        *secret,
+        *[text.upper() for text in secret],
+        *[f"They said that {text}, as is known." for text in secret],
+    ]
+    docs, curated = (write_jsonl(tmp_path / f"{name}.jsonl", [*some(8), *planted]) for name in ("docs", "curated"))
+    store, everything = tmp_path / "store", 8 + len(planted)
+    build(store, [CorpusSpec("docs", str(docs))], encoder=str(tiny_encoder))
+    trained: list[str] = []
+
+    def watched(*args: Any, **named: Any) -> Any:
+        found = read_training_text(*args, **named)
+        trained.append("\n".join(found.train.to_pylist()).lower())
+        return found
+
+    monkeypatch.setattr(mlm, "read_training_text", watched)
+    recipe = make(
+        "DAPT", "Curated-TAPT", "Transfer-TAPT", "kNN-TAPT", "unguarded-kNN-TAPT", task=[str(t) for t in tasks],
+        store=str(store), domain="docs", curated=str(curated), transfer=str(task("gamma", [*some(8), *planted])),
+        k=everything,
+    )  # fmt: skip
+    cache = recipe.out / "steps"
+    steps = [step for step in plan_recipe(recipe).steps if isinstance(step, SelectStep | AdaptStep)]
+    for step in steps:
+        step.make(cache)
+    adapts = [step for step in steps if isinstance(step, AdaptStep)]
+    others = [phase.name for phase in recipe.phases[1:]]
+    assert [step.title.split()[0] for step in adapts] == ["DAPT", *others, *others]
+    for step, text in zip(adapts, trained, strict=True):
+        (chosen,) = step.sets
+        kept = pq.read_table(chosen.folder(cache) / "augmentation.parquet")["text"].to_pylist()
+        removed = chosen.record(cache)["removed"]
+        own = secret if step.title == "DAPT on docs" else evaluated(chosen.task)
+        for found in ("\n".join(kept).lower(), text):
+            assert {one.lower() in found for one in own} == {not chosen.guarded}, step.title
+        leaks = {reason: count for reason, count in removed["leaks"].items() if reason != "train"}
+        if not chosen.guarded:
+            assert not any([*leaks.values(), *removed["near_leaks"].values()])
+        elif step.title == "DAPT on docs":  # for both tasks: those of the second are excluded
+            assert leaks == {"dev": 4, "test": 4, "excluded": 8}
+            assert removed["near_leaks"] == {"dev": 2, "test": 2, "excluded": 4}
+        else:
+            assert leaks == {"dev": 4, "test": 4}, step.title
+            assert removed["near_leaks"] == {"dev": 2, "test": 2}
 
 
 @pytest.mark.slow

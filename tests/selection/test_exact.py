@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +24,7 @@ from selection.index.ranking import NOTHING, Ranking, ids_of, scores_of, to_keys
 from selection.ingest import CorpusSpec
 from selection.store import Store
 
-NUMBERS = ("float32", "bfloat16")
+NUMBERS = ("float32", "bfloat16", "float16")
 
 
 def unit(rows: int, dim: int, seed: int) -> npt.NDArray[np.float16]:
@@ -30,6 +34,16 @@ def unit(rows: int, dim: int, seed: int) -> npt.NDArray[np.float16]:
 
 def blocks(vectors: npt.NDArray[np.float16], size: int) -> list[npt.NDArray[np.float16]]:
     return [vectors[i : i + size] for i in range(0, len(vectors), size)]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -52,14 +66,15 @@ def test_neighbours_are_those_of_float64_products(number: str, size: int) -> Non
     distinct=st.integers(1, 12),
     seed=st.integers(0, 10),
 )
-def test_results_do_not_depend_on_blocks_or_number_format_and_ties_stand_in_doc_id_order(
+def test_results_do_not_depend_on_blocks_number_format_or_threads_and_ties_stand_in_doc_id_order(
     rows: int, size: int, k: int, distinct: int, seed: int
 ) -> None:
     corpus = unit(distinct, 24, seed)[np.random.default_rng(seed).integers(0, distinct, rows)]  # many equal passages
     queries = unit(9, 24, seed + 1).astype(np.float32)
     scores, ids = exact_search([corpus], queries, k, number="float32")
-    for number in NUMBERS:
-        other = exact_search(blocks(corpus, size), queries[:5], k, number=number)
+    for number, threads in product(NUMBERS, (1, 4)):
+        with torch_threads(threads):
+            other = exact_search(blocks(corpus, size), queries[:5], k, number=number)
         np.testing.assert_array_equal(other[0], scores[:5])
         np.testing.assert_array_equal(other[1], ids[:5])
     found = min(rows, k)

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selection.augmentation import AUGMENTATION, Budget, select
+from selection.building import collect
 from selection.errors import InputError, NearkinError
 from selection.index.ranking import neighbour_table
+from selection.ingest import CorpusSpec
 from selection.selectors import CANDIDATES
 from selection.selectors.bm25 import LexicalSearch
 from selection.selectors.domain import PartOfCorpus
@@ -66,6 +68,15 @@ def test_every_method_keeps_its_budget_and_gives_the_same_bytes_again(
     assert 2500 < tokens <= 3000
     each = select(built, task_folder, tmp_path / "each", method, Budget(k=2), seed=5)
     assert 0 < each.passages <= 80
+
+
+@pytest.mark.parametrize("method", ["random", "domain", "dsir", "ot", "cluster"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_k_an_example_is_as_many_passages_before_the_guard(
+    built: Path, task_folder: Path, tmp_path: Path, method: str, k: int
+) -> None:
+    chosen = select(built, task_folder, tmp_path / "set", method, Budget(k=k), near="off", seed=1)
+    assert chosen.passages + chosen.removed.duplicates + sum(chosen.removed.leaks.values()) == k * 40
 
 
 @pytest.mark.parametrize("method", [m for m in EVERY if not m.startswith(("knn", "mix", "bm25"))])
@@ -320,17 +331,21 @@ def test_a_token_budget_met_exactly_is_met(built: Path, task_folder: Path, tmp_p
 
 
 def test_counts_end_where_the_set_ends(
-    built: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passages: pa.Table, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    longest = max(read_task(task_folder).splits["test"]["text"].to_pylist(), key=len)
+    piece = " ".join(longest.split()[:30])
+    texts = [f"{text} {piece}" if at % 10 == 0 else text for at, text in enumerate(passages["text"].to_pylist())]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "corpus.parquet")
+    collect(tmp_path / "store", [CorpusSpec("c", str(tmp_path / "corpus.parquet"))])
     counts = []
     for block in (8192, 16, 1):
         monkeypatch.setattr("selection.filling.BLOCK", block)
-        chosen = select(
-            built, task_folder, tmp_path / str(block), "random", Budget(docs=150), removed=tmp_path / "r.csv"
-        )
-        counts.append((chosen.removed, (tmp_path / "r.csv").read_text()))
+        out, report = tmp_path / str(block), tmp_path / "r.csv"
+        chosen = select(tmp_path / "store", task_folder, out, "random", Budget(docs=150), removed=report)
+        counts.append((chosen.removed, report.read_text()))
     assert counts[0] == counts[1] == counts[2]
-    assert sum(counts[0][0].near_leaks.values()) > 0
+    assert counts[0][0].near_leaks["test"] > 0
 
 
 def test_overwrite_replaces_a_set_and_nothing_else(built: Path, task_folder: Path, tmp_path: Path) -> None:
