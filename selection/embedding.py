@@ -14,7 +14,6 @@ of one, token ids and vectors of the next, vectors of the last. Several devices 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -97,14 +96,12 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
     take_in(store, entry, encoder.slug)
     plan = plan_embedding(store, encoder.slug, encoder.fingerprint, listed=True)
     store.save()
-    lock, saved = Lock(), [time.monotonic()]
+    lock = Lock()
 
     def finished(text: str, file: FileEntry) -> None:
         with lock:
             entry.shards[text] = file
-            if time.monotonic() - saved[0] > SAVE_EVERY_SECONDS:
-                store.save()
-                saved[0] = time.monotonic()
+            store.save_now_and_then(SAVE_EVERY_SECONDS)
 
     try:
         with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:

@@ -70,7 +70,7 @@ def add_blocks(
     block_bytes: int,
     tick: Callable[[int], object],
 ) -> None:
-    """Makes the blocks that `entry` lacks and enters each into the manifest as soon as it is on disk.
+    """Makes the blocks that `entry` lacks and enters each into the manifest once it is on disk.
 
     Args:
         make: gives an empty, trained FAISS index; further blocks of lists take the first one's training.
@@ -79,20 +79,23 @@ def add_blocks(
     kind = BY_NAME[entry.kind]
     folder = store.path / "index" / f"{entry.encoder}-{entry.kind}"
     done = sum(block.shards for block in entry.blocks)
-    for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
-        again = entry.blocks and kind.lists
-        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
-        centroids = centroids_of(faiss, index) if kind.lists else None
-        for number in range(start, stop):
-            _add(faiss, index, embeddings.shard(number), centroids)
-            tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
-        number = len(entry.blocks)
-        path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
-        with atomic_write(path) as aside, _without_centroids(faiss, index if again else None):
-            write_index(faiss, index, str(aside))
-        file = store.entry(path, int(index.ntotal))
-        entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
-        store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
+    try:
+        for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
+            again = entry.blocks and kind.lists
+            index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
+            centroids = centroids_of(faiss, index) if kind.lists else None
+            for number in range(start, stop):
+                _add(faiss, index, embeddings.shard(number), centroids)
+                tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
+            number = len(entry.blocks)
+            path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
+            with atomic_write(path) as aside, _without_centroids(faiss, index if again else None):
+                write_index(faiss, index, str(aside))
+            file = store.entry(path, int(index.ntotal))
+            entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
+            store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
+            store.save_now_and_then(0)
+    finally:
         store.save()
     listed = {store.path / block.file.path for block in entry.blocks}
     for path in folder.glob("faiss*.index"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def build_index(
         if not plan.kind.exact:
             report(_told(known))
         store.manifest.indexes[name] = known
-        write_json(store.path / "index" / name / "manifest.json", asdict(known))
+        write_json(store.path / "index" / name / "manifest.json", known)
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
     return known
