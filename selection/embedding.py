@@ -262,7 +262,14 @@ class Embeddings:
         """At most about `count` vectors float16 [any, dim], in equal runs from at most so many shards."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self._files))[:shards])
         run = -(-count // len(chosen))
-        return np.concatenate([self.shard(int(number))[:run] for number in chosen])
+        # Copies: a view would hold its file mapped, and a process may map only so many.
+        taken = np.empty((sum(min(run, self._files[number].rows) for number in chosen), self.dim), np.float16)
+        at = 0
+        for number in chosen:
+            part = self.shard(int(number))[:run]
+            taken[at : at + len(part)] = part
+            at += len(part)
+        return taken
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Vectors float32 [len(rows), dim] of doc_ids `rows`, in any order."""
