@@ -306,6 +306,27 @@ def test_a_method_that_wants_more_neighbours_than_there_are_gets_all(
     assert "600 neighbours each" in said[0]
 
 
+@pytest.mark.parametrize(("kind", "searches"), [("stream", 3), ("ivf", 8)])
+def test_exact_search_takes_more_pairs_at_once_and_gives_them_in_as_many_tables(
+    store: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, searches: int
+) -> None:
+    index(store, kind)
+    whole = pa.concat_tables(Pool(Store(store), read_task(task_folder)).neighbours(7)).combine_chunks()
+    assert whole.num_rows == 40 * 7
+    asked, search = [], Searcher.search
+    monkeypatch.setattr(
+        Searcher,
+        "search",
+        lambda self, queries, k, first: asked.append(len(queries)) or search(self, queries, k, first),
+    )
+    monkeypatch.setattr("selection.selectors.pool.BLOCK_PAIRS", 35)
+    monkeypatch.setattr("selection.selectors.pool.STREAM_PAIRS", 100)
+    parts = list(Pool(Store(store), read_task(task_folder)).neighbours(7))
+    assert len(asked) == searches
+    assert max(len(part) for part in parts) == 35
+    assert pa.concat_tables(parts).combine_chunks().equals(whole)
+
+
 def test_rows_join_neighbours_with_their_passages(
     built: Path, task_folder: Path, passages: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
