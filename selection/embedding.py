@@ -33,12 +33,11 @@ from selection.files import atomic_write, fingerprint
 from selection.memory import release_memory
 from selection.slugs import build_flags
 from selection.store import EncoderEntry, FileEntry, Store
-from selection.strays import TEXT, clear_strays, free_numbers, strays, take_in
+from selection.strays import SAVE_EVERY_SECONDS, TEXT, clear_strays, free_numbers, strays, take_in
 from selection.vector_files import read_vectors, write_vectors
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY_SECONDS = 10.0
 MAPPED_SHARDS = 4096
 
 

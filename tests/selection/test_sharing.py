@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.sharing import embed_share, share_of
-from selection.store import Store
+from selection.store import FileEntry, Store
 from tests.conftest import Cli
 
 
@@ -62,6 +63,31 @@ def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: 
     assert [path.read_bytes() for path in shared] == [path.read_bytes() for path in one]
     assert cli("verify", read)[0] == 0
     assert len(query(read, task_folder, k=2, limit=3).neighbours) == 6
+
+
+def test_a_build_that_is_killed_as_it_takes_shares_in_keeps_what_it_took(
+    read: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_share(read, 1, 1, encoder=str(tiny_encoder))
+    saved: list[int] = []
+    real = Store.hashed
+
+    def killed(store: Store, *about: Any) -> FileEntry:
+        saved.append(len(Store(read).manifest.encoders["tiny-encoder"].shards))
+        if len(saved) == 8:
+            raise KeyboardInterrupt
+        return real(store, *about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "hashed", killed)
+        patch.setattr("selection.strays.SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr("selection.store.SAVING", 0)
+        with pytest.raises(KeyboardInterrupt):
+            build(read, encoder=str(tiny_encoder))
+    assert saved == list(range(8))
+    assert build(read, encoder=str(tiny_encoder)).plan.embedding.passages == 0
+    one = [path.read_bytes() for path in sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))]
+    assert [path.read_bytes() for path in sorted((read / "embeddings").rglob("*.arrow"))] == one
 
 
 def test_a_build_does_what_a_killed_share_left(
