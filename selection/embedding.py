@@ -14,7 +14,6 @@ of one, token ids and vectors of the next, vectors of the last. Several devices 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -34,12 +33,11 @@ from selection.files import atomic_write, fingerprint
 from selection.memory import release_memory
 from selection.slugs import build_flags
 from selection.store import EncoderEntry, FileEntry, Store
-from selection.strays import TEXT, clear_strays, free_numbers, strays, take_in
+from selection.strays import SAVE_EVERY_SECONDS, TEXT, clear_strays, free_numbers, strays, take_in
 from selection.vector_files import read_vectors, write_vectors
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY_SECONDS = 10.0
 MAPPED_SHARDS = 4096
 
 
@@ -97,14 +95,12 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
     take_in(store, entry, encoder.slug)
     plan = plan_embedding(store, encoder.slug, encoder.fingerprint, listed=True)
     store.save()
-    lock, saved = Lock(), [time.monotonic()]
+    lock = Lock()
 
     def finished(text: str, file: FileEntry) -> None:
         with lock:
             entry.shards[text] = file
-            if time.monotonic() - saved[0] > SAVE_EVERY_SECONDS:
-                store.save()
-                saved[0] = time.monotonic()
+            store.save_now_and_then(SAVE_EVERY_SECONDS)
 
     try:
         with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
@@ -265,7 +261,14 @@ class Embeddings:
         """At most about `count` vectors float16 [any, dim], in equal runs from at most so many shards."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self._files))[:shards])
         run = -(-count // len(chosen))
-        return np.concatenate([self.shard(int(number))[:run] for number in chosen])
+        # Copies: a view would hold its file mapped, and a process may map only so many.
+        taken = np.empty((sum(min(run, self._files[number].rows) for number in chosen), self.dim), np.float16)
+        at = 0
+        for number in chosen:
+            part = self.shard(int(number))[:run]
+            taken[at : at + len(part)] = part
+            at += len(part)
+        return taken
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Vectors float32 [len(rows), dim] of doc_ids `rows`, in any order."""

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from selection.wording import human_bytes
 
 ASIDE = ".partial"
 DAY = 24 * 3600
+LONG = 32
 _MINE: set[str] = set()
 """Names of what this process is writing aside."""
 
@@ -135,9 +137,35 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, atomically."""
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """Writes `value`, of which dataclasses may be a part, as indented JSON with sorted keys, atomically.
+
+    Each part of a long list or object, such as one shard of many, stands on one line: Python's fast encoder, ten times
+    as fast as the other, knows no indentation.
+    """
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(_json_pieces(value, "\n"))
+        file.write("\n")
+
+
+_on_one_line = json.JSONEncoder(sort_keys=True, default=vars).encode
+
+
+def _json_pieces(value: Any, line: str) -> Iterator[str]:
+    """JSON in pieces; `line` begins a new line of the depth that has been reached."""
+    value = vars(value) if is_dataclass(value) else value
+    if not value or not isinstance(value, (dict, list, tuple)):
+        yield _on_one_line(value)
+        return
+    if isinstance(value, dict):
+        before, after, parts = "{", "}", [(f"{_on_one_line(str(name))}: ", value[name]) for name in sorted(value)]
+    else:
+        before, after, parts = "[", "]", [("", part) for part in value]
+    inner, many = f"{line} ", len(value) > LONG
+    for name, part in parts:
+        yield before + inner + name
+        yield from (_on_one_line(part),) if many else _json_pieces(part, inner)
+        before = ","
+    yield line + after
 
 
 @contextmanager

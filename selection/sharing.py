@@ -6,7 +6,8 @@
     nearkin build STORE --share 3/8                                  # the third of eight machines
     nearkin build STORE                                              # once all are done: takes their files in
 
-A share takes every so manyth shard and writes its files aside (`selection.strays`), under names that say what they
+A share takes consecutive shards, about as much text as any other, so that no machine reads what lies between its own,
+and writes its files aside (`selection.strays`), under names that say what they
 hold. It holds no lock and does not touch the manifest, so shares need not know of one another: what a build finds there
 of a text that it needs, by the encoder that it has, it takes in. One that is killed goes on where it stopped, and what
 a share never did the build does itself.
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from selection.choosing import Wanted, by_slug, check_wanted, choose_encoder, named_spec, stored_encoder
@@ -49,6 +51,17 @@ class ShareResult:
     reused: int
     seconds: float
     build: str
+
+
+def share_of(text_bytes: list[int], number: int, of: int) -> range:
+    """Positions of the `number`-th of `of` runs of consecutive shards, each with about as many bytes of text.
+
+    A shard belongs to where its middle falls, so runs neither overlap nor leave anything out, whoever asks.
+    """
+    sizes = np.array(text_bytes, dtype=np.int64)
+    ends = np.cumsum(sizes)
+    run = (ends - sizes / 2) * of // max(int(sizes.sum()), 1)
+    return range(int(np.searchsorted(run, number - 1)), int(np.searchsorted(run, number - 1, side="right")))
 
 
 def embed_share(
@@ -109,8 +122,8 @@ def embed_share(
             check_version(opened, chosen)
     plan = plan_embedding(opened, chosen.slug, chosen.fingerprint)
     shards = opened.corpus.shards
-    mine = [at for at in range(len(shards)) if at % of == number - 1]
-    todo = [at for at in plan.todo if at % of == number - 1]
+    mine = share_of([shard.text_bytes for _, _, shard in shards], number, of)
+    todo = [at for at in plan.todo if at in mine]
     rows = sum(shards[at][2].rows for at in todo)
     about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"
     report(f"share   {number} of {of}: {rows:,} passages to embed by {chosen.slug}{about}")

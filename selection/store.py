@@ -25,15 +25,16 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
-from selection.files import ASIDE, locked, sha256_of_file, sweep, write_json
+from selection.files import ASIDE, atomic_write, locked, sha256_of_file, sweep, write_json
 from selection.wording import join
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+SAVING = 20
 
 
 @dataclass
@@ -223,8 +225,10 @@ class Store:
         else:
             self.manifest = Manifest()
         self._checked: dict[str, list[Any]] = _read_cache(self.path / ".checked.json")
+        self._news = False
         self._settled: list[CorpusEntry] | None = None
         self._told = False
+        self._saved, self._save_took = time.monotonic(), 0.0
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -277,15 +281,27 @@ class Store:
         if self._settled is not None:
             pending = [corpus for corpus in manifest.corpora if corpus not in self._settled]
             manifest = replace(manifest, corpora=self._settled, pending=pending)
-        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(manifest)})
+        begun = time.monotonic()
+        write_json(self.path / "manifest.json", {"format": FORMAT, **vars(manifest)})
         self.save_checked()
+        self._saved = time.monotonic()
+        self._save_took = self._saved - begun
+
+    def save_now_and_then(self, seconds: float) -> None:
+        """`save`, once so many seconds have passed since the last time, and `SAVING` times what that took."""
+        if time.monotonic() - self._saved >= max(seconds, SAVING * self._save_took):
+            self.save()
 
     def save_checked(self) -> None:
         """Remembers which files were found right, where the store can be written to."""
+        if not self._news:
+            return
         try:
-            write_json(self.path / ".checked.json", self._checked)
+            with atomic_write(self.path / ".checked.json") as aside:
+                aside.write_text(json.dumps(self._checked, sort_keys=True) + "\n", encoding="utf-8")
         except (OSError, NearkinError):  # a read-only store is checked anew each time
             return
+        self._news = False
 
     def check_corpora(self) -> None:
         """Raises StoreError where a file that passages are read from is missing or has changed."""
@@ -319,7 +335,7 @@ class Store:
     def hashed(self, path: Path, rows: int, sha256: str) -> FileEntry:
         """As `entry`, of a file that was just hashed."""
         stat, entry = path.stat(), FileEntry(self.relative(path), rows, sha256)
-        self._checked[entry.path] = [stat.st_size, stat.st_mtime_ns, sha256]
+        self._remember(entry.path, [stat.st_size, stat.st_mtime_ns, sha256])
         return entry
 
     def checked_as(self, entry: FileEntry) -> list[Any]:
@@ -328,7 +344,11 @@ class Store:
 
     def adopt(self, entry: FileEntry, checked: list[Any]) -> None:
         """Remembers a file that another process of the same build wrote."""
-        self._checked[entry.path] = checked
+        self._remember(entry.path, checked)
+
+    def _remember(self, path: str, checked: list[Any]) -> None:
+        self._news |= self._checked.get(path) != checked
+        self._checked[path] = checked
 
     def is_whole(self, entry: FileEntry, reread: bool = False) -> bool:
         """Whether a file is there with the manifest's sha256 (`reread`: hash it even if it looks untouched)."""
@@ -344,7 +364,7 @@ class Store:
         """Hashes a file, and remembers it as it was before, so that an edit meanwhile is noticed at the next use."""
         stat = path.stat()
         digest = sha256_of_file(path)
-        self._checked[self.relative(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        self._remember(self.relative(path), [stat.st_size, stat.st_mtime_ns, digest])
         return digest
 
     def check(self, entry: FileEntry, remedy: str) -> Path:

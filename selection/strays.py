@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,6 +28,8 @@ from selection.vector_files import made_of, read_vectors
 log = logging.getLogger(__name__)
 
 TEXT, ENCODER, HASH = 32, 16, 64  # digits
+HASHING = 8
+SAVE_EVERY_SECONDS = 10.0
 DAY = 86_400
 
 
@@ -70,26 +74,38 @@ def strays(store: Store, slug: str, encoder: str) -> dict[str, list[Path]]:
 
 
 def take_in(store: Store, entry: EncoderEntry, slug: str) -> None:
-    """Enters those of the texts that are wanted, in corpus order; what is damaged is removed."""
+    """Enters those of the texts that are wanted, in corpus order; what is damaged is removed.
+
+    Files are hashed several at once, and the manifest is saved now and then, so that a build that is killed meanwhile
+    need not hash all of them again.
+    """
     found = strays(store, slug, entry.fingerprint)
-    wanted = [shard for _, _, shard in store.corpus.shards if shard.text not in entry.shards]
-    wanted = [shard for shard in wanted if shard.text[:TEXT] in found]
+    wanted = {
+        s.text: s.rows for _, _, s in store.corpus.shards if s.text not in entry.shards and s.text[:TEXT] in found
+    }
     parts = [path for paths in found.values() for path in paths if path.name.startswith("part-")]
     numbers = free_numbers(entry, parts)
     folder = store.path / "embeddings" / slug
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in tqdm(wanted, desc="taking in", unit=" files", disable=None, leave=False):
-        for path in found[shard.text[:TEXT]]:
-            if shard.text in entry.shards or not path.exists():  # equal shards stand twice
-                continue
-            digest = sha256_of_file(path)
-            if not _holds(path, shard.text, entry, shard.rows) or _digest(path) not in ("", digest):
-                log.warning("%s is damaged: its passages are embedded again", path)
-                path.unlink()
-                continue
-            if not path.name.startswith("part-"):
-                path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
-            entry.shards[shard.text] = store.hashed(path, shard.rows, digest)
+    paths = [(text, path) for text in wanted for path in found[text[:TEXT]]]
+    threads = ThreadPoolExecutor(min(HASHING, os.cpu_count() or 1), "hash")
+    try:
+        digests = threads.map(sha256_of_file, [path for _, path in paths])
+        with tqdm(total=len(paths), desc="taking in", unit=" files", disable=None, leave=False) as bar:
+            for (text, path), digest in zip(paths, digests, strict=True):
+                bar.update()
+                if text in entry.shards:
+                    continue
+                if not _holds(path, text, entry, wanted[text]) or _digest(path) not in ("", digest):
+                    log.warning("%s is damaged: its passages are embedded again", path)
+                    path.unlink()
+                    continue
+                if not path.name.startswith("part-"):
+                    path = path.replace(folder / f"part-{next(numbers):05d}.arrow")
+                entry.shards[text] = store.hashed(path, wanted[text], digest)
+                store.save_now_and_then(SAVE_EVERY_SECONDS)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def clear_strays(store: Store, entry: EncoderEntry, slug: str) -> None:

@@ -2,7 +2,8 @@
 
 A block holds at most `BLOCK_BYTES`, so memory does not grow with the corpus; a killed build keeps the blocks it
 finished; and a corpus added later becomes further blocks, while those before stay. Inverted lists are read where they
-lie on disk (memory-mapped), and every block has the same centroids, so a query finds its lists once for all of them.
+lie on disk (memory-mapped). All blocks have the same centroids, which stand in the first one's file and are held once,
+so a query finds its lists once for all of them. (Files made before each hold a copy, and are read all the same.)
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def add_blocks(
     block_bytes: int,
     tick: Callable[[int], object],
 ) -> None:
-    """Makes the blocks that `entry` lacks and enters each into the manifest as soon as it is on disk.
+    """Makes the blocks that `entry` lacks and enters each into the manifest once it is on disk.
 
     Args:
         make: gives an empty, trained FAISS index; further blocks of lists take the first one's training.
@@ -78,20 +79,23 @@ def add_blocks(
     kind = BY_NAME[entry.kind]
     folder = store.path / "index" / f"{entry.encoder}-{entry.kind}"
     done = sum(block.shards for block in entry.blocks)
-    for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
-        again = entry.blocks and kind.lists
-        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
-        centroids = centroids_of(faiss, index) if kind.lists else None
-        for number in range(start, stop):
-            _add(faiss, index, embeddings.shard(number), centroids)
-            tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
-        number = len(entry.blocks)
-        path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
-        with atomic_write(path) as aside:
-            write_index(faiss, index, str(aside))
-        file = store.entry(path, int(index.ntotal))
-        entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
-        store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
+    try:
+        for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
+            again = entry.blocks and kind.lists
+            index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
+            centroids = centroids_of(faiss, index) if kind.lists else None
+            for number in range(start, stop):
+                _add(faiss, index, embeddings.shard(number), centroids)
+                tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
+            number = len(entry.blocks)
+            path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
+            with atomic_write(path) as aside, _without_centroids(faiss, index if again else None):
+                write_index(faiss, index, str(aside))
+            file = store.entry(path, int(index.ntotal))
+            entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
+            store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
+            store.save_now_and_then(0)
+    finally:
         store.save()
     listed = {store.path / block.file.path for block in entry.blocks}
     for path in folder.glob("faiss*.index"):
@@ -107,6 +111,28 @@ def _emptied(faiss: Any, path: Path) -> Any:
     lists.this.disown()
     index.ntotal = 0
     return index
+
+
+@contextlib.contextmanager
+def _without_centroids(faiss: Any, index: Any | None) -> Iterator[None]:
+    """Takes its centroids from an index of lists for as long as it is written."""
+    if index is None:
+        yield
+        return
+    kept, owned, none = index.quantizer, index.own_fields, faiss.IndexFlatIP(index.d)
+    index.own_fields, index.quantizer = False, none
+    try:
+        yield
+    finally:
+        index.quantizer, index.own_fields = kept, owned
+
+
+def _share_centroids(faiss: Any, first: Any, index: Any) -> None:
+    """Gives an index of lists the centroids of `first`, which must outlive it, and frees its own."""
+    own = faiss.downcast_index(index.quantizer)
+    index.own_fields = False
+    index.quantizer = first.quantizer
+    own.this.own(True)
 
 
 def _add(faiss: Any, index: Any, block: npt.NDArray[np.float16], centroids: Vectors | None) -> None:
@@ -158,8 +184,11 @@ class Blocks:
             remedy = f"run `nearkin index {store.path} --kind {entry.kind}` to make it again"
             path = store.check(block.file, remedy)
             index = read_index(self._faiss, path)
-            if index.ntotal != block.file.rows or index.d != embeddings.dim:
+            fits = index.ntotal == block.file.rows and index.d == embeddings.dim
+            if not fits or (self._kind.lists and index.nlist != entry.lists):
                 raise StoreError(f"{path} does not fit the store: {remedy}")
+            if self._kind.lists and self._open:
+                _share_centroids(self._faiss, self._open[0][1], index)
             self._open.append((first, index))
             first += block.file.rows
         self.centroids = centroids_of(self._faiss, self._open[0][1]) if self._kind.lists else None
@@ -194,7 +223,8 @@ class Blocks:
         if self.centroids is not None:
             effort = min(effort, self.lists)
             lists = nearest_centroids(queries, self.centroids, effort)
-            coarse = None if in_batch(self._kind, len(queries)) else _coarse(queries, self.centroids, lists)
+            together = in_batch(self._kind, len(queries), effort, self.lists)
+            coarse = None if together else _coarse(queries, self.centroids, lists)
         for first, index in self._open:
             if self.centroids is not None:
                 scores, ids = search_lists(index, queries, count, lists, coarse)
@@ -204,9 +234,9 @@ class Blocks:
             yield scores, np.where(ids < 0, -1, ids + first)
 
 
-def in_batch(kind: Kind, queries: int) -> bool:
-    """Whether so many queries are searched list by list."""
-    return kind.name in PLAIN and queries >= BATCH
+def in_batch(kind: Kind, queries: int, visited: float, lists: int) -> bool:
+    """Whether so many queries are searched list by list: not where they visit fewer than there are, nor can FAISS."""
+    return kind.name in PLAIN and queries >= BATCH and queries * int(visited) > lists + 1
 
 
 def search_lists(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from selection.errors import NearkinError
 from selection.files import write_json
 from selection.index import load_faiss
 from selection.index.blocks import Blocks, add_blocks, kept_blocks
+from selection.index.drawing import distinct
 from selection.index.kinds import Vectors, empty_index
 from selection.index.kmeans import spherical_kmeans
 from selection.index.plan import IndexPlan, training_points
@@ -75,7 +75,7 @@ def build_index(
         if not plan.kind.exact:
             report(_told(known))
         store.manifest.indexes[name] = known
-        write_json(store.path / "index" / name / "manifest.json", asdict(known))
+        write_json(store.path / "index" / name / "manifest.json", known)
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
     return known
@@ -138,7 +138,7 @@ def _trained(embeddings: Embeddings, plan: IndexPlan, seed: int) -> Any:
         return empty_index(load_faiss(), plan.kind, embeddings.dim, None)
     rng = np.random.default_rng(seed)
     wanted = training_points(len(embeddings), plan.lists)
-    sample = embeddings.take(np.sort(rng.choice(len(embeddings), wanted, replace=False)))
+    sample = embeddings.take(np.sort(distinct(rng, len(embeddings), wanted)))
     rng.shuffle(sample)
     centroids = spherical_kmeans(sample, plan.lists, seed)
     return empty_index(load_faiss(), plan.kind, embeddings.dim, centroids, sample)

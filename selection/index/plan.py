@@ -32,6 +32,7 @@ AFFORDABLE = 60.0
 QUERIES = 10_000
 POINTS_PER_LIST = 32
 LEAST_BLOCK = 16 << 20
+LIST_BYTES, OPEN_LIST_BYTES = 8, 24  # of a list in each file, however few its passages; and in memory, once opened
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 AUTO = ("ivf", "ivf-sq8", "hnsw")
 
@@ -189,18 +190,18 @@ class _Planner:
         queries = self.wanted.queries
         exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
-            return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0, 0)[0], 0.0, queries * exactly, 1.0, why)
+            return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0)[0], 0.0, queries * exactly, 1.0, why)
         lists, visited, rerank = self._lists(kind, queries) if kind.lists else (0, 0.0, 1)
-        size += lists * self.dim * 4 + kind.training_bytes(self.dim)
-        memory, block = self._memory(kind, lists, size)
+        memory, block = self._memory(kind, lists)
+        blocks = self._blocks(kind, lists)
+        size += lists * self.dim * 4 + blocks * (lists * LIST_BYTES + kind.training_bytes(self.dim))
         build = size * trial.write_seconds(self.folder)
         if kind.lists:
             build += self._filling(kind, lists)
             search = self._searching(kind, lists, visited, rerank, queries)
         elif kind.name == "hnsw":
-            graphs = max(1, -(-size // max(block, 1)))  # each is searched
-            one = trial.graph_seconds(kind, self.dim, max(self.rows // graphs, 2))
-            build, search = build + self.rows * one, queries * graphs * one
+            one = trial.graph_seconds(kind, self.dim, max(self.rows // blocks, 2))
+            build, search = build + self.rows * one, queries * blocks * one  # each is searched
         else:
             search = queries * exactly
         if kind.lists:
@@ -229,14 +230,16 @@ class _Planner:
         return clustering + self.rows * (lists * centroid + trial_of.adding) + trial_of.training
 
     def _searching(self, kind: Kind, lists: int, visited: float, rerank: int, queries: int) -> float:
-        together = in_batch(kind, queries)
+        together = in_batch(kind, queries, visited, lists)
         tried = self._trial(kind)
         scan = tried.together if together and tried.together else tried.alone
         passages = min(visited * self.rows / lists, self.rows)
-        one = lists * trial.order_seconds(self.dim) + visited * scan.visiting + passages * scan.looking
+        blocks = self._blocks(kind, lists)
+        one = lists * trial.order_seconds(self.dim) + visited * blocks * scan.visiting + passages * scan.looking
         held = max(1, CANDIDATES_HELD // max(AT * rerank, int(visited)))
         rounds = -(-queries // held) if together else 0
-        return queries * (one + AT * rerank * trial.again_seconds(self.dim)) + rounds * self.rows * scan.decoding
+        each = self.rows * scan.decoding + lists * blocks * scan.opening
+        return queries * (one + AT * rerank * trial.again_seconds(self.dim)) + rounds * each
 
     def _measuring(self, kind: Kind, lists: int, visited: float, rerank: int) -> float:
         """Seconds to find the settings that are promised (`selection.index.tune`)."""
@@ -270,35 +273,61 @@ class _Planner:
             return guess
         rerank = self._pilot.rerank(kind, self.wanted.min_recall / target if target else 0.0, self.rows)
         options = [(lists, min(visited, float(lists))) for lists, visited in options]
-        needs = [self._least(lists, True) for lists, _ in options]
+        needs = [self._least(kind, lists) for lists, _ in options]
         least = max(self.limit, min(needs))
         options = [option for option, need in zip(options, needs, strict=True) if need <= least]
         taken = [self._filling(kind, n) + self._searching(kind, n, seen, rerank, queries) for n, seen in options]
         lists, visited = options[int(np.argmin(taken))]
         return lists, visited, rerank
 
-    def _memory(self, kind: Kind, lists: int, size: int) -> tuple[int | None, int]:
+    def _memory(self, kind: Kind, lists: int) -> tuple[int | None, int]:
         """(peak bytes of this process, bytes of a block)."""
-        least = self._least(lists, size > 0)
+        least = self._least(kind, lists)
         if least > self.limit:
             raise NearkinError(
                 f"{kind.name} search of {self.rows:,} passages takes at least {human_bytes(limit_up(least))} of "
                 f"memory and {human_bytes(self.limit)} are allowed: give it that with --max-memory"
             )
-        fixed, search, training = self._parts(lists, size > 0)
-        most = size if kind.name == "hnsw" else BLOCK_BYTES  # one graph is searched faster than two
-        block = min(most, size, int((self.limit - fixed - training) / 1.5))
-        peak = fixed + max(search, training + int(1.5 * block))
+        fixed, search, training = self._parts(kind, lists)
+        block = self._block(kind, fixed + training)
+        opened = self._blocks(kind, lists) * lists * OPEN_LIST_BYTES if lists else 0
+        peak = fixed + max(search + opened, training + int(1.5 * block))
         return (peak if self.now else None), block
 
-    def _least(self, lists: int, written: bool) -> int:
+    def _least(self, kind: Kind, lists: int) -> int:
         """Bytes of this process without which nothing of the kind can be had."""
-        fixed, search, training = self._parts(lists, written)
-        return fixed + max(search, training + (LEAST_BLOCK if written else 0))
+        fixed, search, training = self._parts(kind, lists)
+        if kind.name == "stream":
+            return fixed + max(search, training)
+        # The smaller the blocks, the more there are, and each has a table of all lists once opened: room r for one and
+        # a half of them must hold what searching takes beyond training, and tables / r.
+        more = search + lists * OPEN_LIST_BYTES - training
+        tables = 1.5 * self.rows * kind.bytes(self.dim) * lists * OPEN_LIST_BYTES
+        room = (more + math.sqrt(more**2 + 4 * tables)) / 2
+        largest = 1.5 * self._most(kind)
+        if room > largest:
+            room = more + tables / largest
+        return fixed + training + max(int(room), LEAST_BLOCK)
 
-    def _parts(self, lists: int, written: bool) -> tuple[int, int, int]:
-        """Bytes at all times, of searching, and of making an index that is written, its blocks left out."""
-        fixed = self.now + SHARD_ROWS * self.dim * (4 + 4 + 2)
+    def _most(self, kind: Kind) -> int:
+        """Bytes of a block where memory is no matter."""
+        size = self.rows * kind.bytes(self.dim)
+        return size if kind.name == "hnsw" else min(size, BLOCK_BYTES)  # one graph is searched faster than two
+
+    def _block(self, kind: Kind, taken: int) -> int:
+        """Bytes of a block beside so many that are taken otherwise; 0 for a kind without files."""
+        return min(self._most(kind), int(max(self.limit - taken, LEAST_BLOCK) / 1.5))
+
+    def _blocks(self, kind: Kind, lists: int) -> int:
+        """How many files there will be of a kind that has some."""
+        fixed, _, training = self._parts(kind, lists)
+        passages = max(1, self._block(kind, fixed + training) // kind.bytes(self.dim))
+        return -(-self.rows // passages)
+
+    def _parts(self, kind: Kind, lists: int) -> tuple[int, int, int]:
+        """Bytes at all times, of searching, and of making an index that is written, all without its blocks."""
+        written = kind.name != "stream"
+        fixed = self.now + SHARD_ROWS * self.dim * (4 + 4 + 2) + 2 * lists * self.dim * 4  # ours and FAISS's centroids
         search = 3 * TILE_PASSAGES * TILE_QUERIES * 4 + min(self.wanted.queries, QUERIES) * (self.dim * 6 + AT * 24)
         scores = rows_at_once(lists) * lists * 4
         points = training_points(self.rows, lists) * self.dim * 4 * 2 if written else 0

@@ -61,13 +61,14 @@ class Ranking:
             return
         order = np.argsort(queries.astype(np.int32), kind="stable")
         keys, rows = to_keys(scores, ids)[order], queries[order]
-        counts = np.bincount(rows, minlength=len(self._keys))
-        touched = np.flatnonzero(counts)
-        starts = np.cumsum(counts[touched]) - counts[touched]
+        counts = np.bincount(rows - rows[0])  # over the range asked of, a tile's, which is small beside all queries
+        few = np.flatnonzero(counts)
+        touched, counts = few + rows[0], counts[few]
+        starts = np.cumsum(counts) - counts
         wide = np.full((len(touched), self.k + int(counts.max())), NOTHING, dtype=np.int64)
         wide[:, : self.k] = self._keys[touched]
-        within = np.arange(len(rows)) - np.repeat(starts, counts[touched])
-        wide[np.repeat(np.arange(len(touched)), counts[touched]), self.k + within] = keys
+        within = np.arange(len(rows)) - np.repeat(starts, counts)
+        wide[np.repeat(np.arange(len(touched)), counts), self.k + within] = keys
         self._keep(touched, wide)
 
     def add_rows(self, scores: Scores, ids: Ids, first: int = 0) -> None:

@@ -21,7 +21,7 @@ from selection.files import ASIDE, sha256_of_file
 from selection.index import load_faiss
 from selection.index.blocks import AT, PLAIN, add_to_lists, rescored, search_lists
 from selection.index.exact import exact_search
-from selection.index.kinds import Kind, Vectors, empty_index
+from selection.index.kinds import BY_NAME, Kind, Vectors, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.ranking import Ids
 
@@ -29,6 +29,7 @@ PASSAGES = 16_384
 QUERIES = 4096
 SCORED = 65_536  # more than caches hold
 LONG, SHORT = (32, 1024), (256, 128)  # lists and their passages: more than caches hold
+EMPTY = 1024
 CLUSTERS = 64
 GRAPH = 8192
 UNTRIED = 2e-9
@@ -115,11 +116,13 @@ class Scan:
     """Seconds that searching lists of a kind takes.
 
     Attributes:
+        opening: a list, once for all queries that are searched together, whether or not one of them visits it.
         decoding: a passage, once for all queries that are searched together.
         visiting: a query and a list.
         looking: a query and a passage of that list.
     """
 
+    opening: float
     decoding: float
     visiting: float
     looking: float
@@ -164,6 +167,7 @@ def lists(kind: Kind, dim: int, count: int) -> Lists:
 
 def _scan(index: Any, dim: int, count: int, together: bool) -> Scan:
     runs, taken = [], []
+    opening = _opening_seconds(dim) if together else 0.0
     for queries, visits, (first, most, length) in (
         (512, 8, (0, *LONG)), (2048, 8, (0, *LONG)), (2048, 32, (LONG[0], *SHORT)),
     ):  # fmt: skip
@@ -172,9 +176,19 @@ def _scan(index: Any, dim: int, count: int, together: bool) -> Scan:
         visited = first + rng.permuted(np.tile(np.arange(most), (asked, 1)), axis=1)[:, :visits]
         coarse = None if together else np.zeros(visited.shape, np.float32)
         run = functools.partial(search_lists, index, unit_vectors(asked, dim, 1), count, visited, coarse)
-        taken.append(_seconds(run))
-        runs.append((most * length if together else 0, asked * visits, asked * visits * length))
-    return Scan(*shares(np.array(runs, dtype=np.float64), np.array(taken)))
+        least = opening * index.nlist
+        taken.append(max(_seconds(run) - least, least / 10))
+        runs.append((index.ntotal if together else 0, asked * visits, asked * visits * length))
+    return Scan(opening, *shares(np.array(runs, dtype=np.float64), np.array(taken)))
+
+
+@functools.cache
+def _opening_seconds(dim: int) -> float:
+    """Seconds for a list that nothing is in, where queries are searched list by list."""
+    centroids = unit_vectors(EMPTY, dim)
+    index = empty_index(load_faiss(), BY_NAME["ivf"], dim, centroids, centroids)
+    queries, visited = unit_vectors(EMPTY + 2, dim, 1), np.zeros((EMPTY + 2, 1), np.int64)  # all the same one
+    return _seconds(lambda: search_lists(index, queries, 1, visited, None)) / EMPTY
 
 
 def shares(runs: npt.NDArray[np.float64], taken: npt.NDArray[np.float64]) -> list[float]:

@@ -37,7 +37,7 @@ from selection.selectors.ranked import Ranked, Scored
 log = logging.getLogger(__name__)
 
 FEWEST, MOST, PASSAGES = 16, 4096, 8  # clusters at least and at most, and passages in one at least
-SAMPLED = 64  # passages a cluster that k-means looks at
+SAMPLED, SHARDS = 64, 4096  # passages a cluster that k-means looks at, from so many shards at most
 UNVISITED, STEP = -1000.0, 64.0  # far below any weight
 NUMBER = "float32"  # the fastest format is not the same on every run
 
@@ -150,7 +150,7 @@ def centroids_for(pool: Pool, embeddings: Embeddings, clusters: int | None) -> V
         clusters = max(1, min(max(FEWEST, min(MOST, int(2 * rows**0.5))), rows // PASSAGES))
     if not 1 <= clusters <= rows:
         raise NearkinError(f"cluster: clusters must be from 1 to the {rows:,} passages there are, not {clusters}")
-    sample = embeddings.sample(min(rows, SAMPLED * clusters), embeddings.shards, pool.seed)
+    sample = embeddings.sample(min(rows, SAMPLED * clusters), SHARDS, pool.seed)
     if len(sample) < clusters:
         sample = np.concatenate(list(embeddings))
     pool.centroids = "k-means"

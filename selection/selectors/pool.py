@@ -19,6 +19,8 @@ from selection.devices import check_devices
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
 from selection.errors import NearkinError, StoreError
+from selection.index.kinds import BY_NAME
+from selection.index.plan import memory_of_machine
 from selection.index.ranking import neighbour_table
 from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
@@ -29,7 +31,8 @@ from selection.task_vectors import encode_task
 
 log = logging.getLogger(__name__)
 
-BLOCK_PAIRS = 8_000_000
+BLOCK_PAIRS, STREAM_PAIRS = 8_000_000, 64_000_000
+PAIR_SHARE = 400  # bytes of the machine's memory for a pair that is searched at once, which takes some 50
 PROMISED = 0.95
 
 
@@ -168,7 +171,8 @@ class Pool:
     def neighbours(self, k: int) -> Iterator[pa.Table]:
         """The `k` nearest passages of each training text, as `selection.index.search.NEIGHBOURS`.
 
-        In one batch search where they are at most `BLOCK_PAIRS`, else in as few as keep to that; by a cascade in one.
+        In tables of at most `BLOCK_PAIRS`. So many are searched at once; or, since exact search reads all embeddings
+        each time, up to `STREAM_PAIRS` there, as far as the machine's memory goes. By a cascade in one.
         """
         if self.cascade:
             if self._encoders is None:
@@ -192,6 +196,11 @@ class Pool:
         queries = self.queries
         searcher = Searcher(self.store, self.slug, self.index, self.device)
         self.index_used = searcher.entry.kind
-        at_once = max(1, BLOCK_PAIRS // k)
+        pairs = BLOCK_PAIRS
+        if BY_NAME[searcher.entry.kind].exact:
+            pairs = max(pairs, min(STREAM_PAIRS, memory_of_machine() // PAIR_SHARE))
+        at_once = max(1, pairs // k)
         for start in range(0, len(queries), at_once):
-            yield searcher.search(queries[start : start + at_once], k, start)
+            found = searcher.search(queries[start : start + at_once], k, start)
+            for row in range(0, len(found), BLOCK_PAIRS):
+                yield found.slice(row, BLOCK_PAIRS)

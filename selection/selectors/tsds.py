@@ -10,12 +10,15 @@ The first term keeps mass near the task, the second spreads it. The solution fil
 nearest on, 1 / (M s rho_j) each; one s for all says how far. A passage is drawn by the mass that it gets from all.
 
 Cost: exact search for `neighbours` passages an example and one among those that it found; memory is about 100 bytes a
-pair of example and neighbour, of which there are at most `MOST_PAIRS`, and 12 bytes a neighbour of `BLOCK` densities.
+pair of example and neighbour, of which there are at most `MOST_PAIRS`, and `KEY_BYTES` of densities that are found at
+once. The passages found stand in a file meanwhile, where the system keeps such (``TMPDIR``), 2 bytes a dimension.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -24,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selection.errors import NearkinError
+from selection.embedding import Embeddings
+from selection.errors import NearkinError, explain_os_error
 from selection.index.exact import exact_search
 from selection.selectors import CANDIDATES, Pool
 from selection.selectors.knn import KnnSelector
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MOST_PAIRS = 16_000_000
 BLOCK = 8192
+KEY_BYTES = 100_000_000
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -168,20 +173,31 @@ def densities(pool: Pool, doc_ids: Ids, neighbours: int, sigma: float) -> Floats
     found = np.ones(len(doc_ids))
     if sigma == 0:
         return found
-    embeddings = pool.embeddings
-
-    def blocks() -> Iterator[npt.NDArray[np.float16]]:
-        return (vectors for _, vectors in embeddings.parts(doc_ids))
-
-    sample = embeddings.take(doc_ids[:: -(-len(doc_ids) // BLOCK)]).astype(np.float16)
-    for start in range(0, len(doc_ids), BLOCK):
-        part = slice(start, start + BLOCK)
-        queries = embeddings.take(doc_ids[part])
-        scores, _ = exact_search(blocks(), queries, min(neighbours, len(doc_ids)), pool.device, sample=sample)
-        squares = np.maximum(2 - 2 * scores.astype(np.float64), 0)
-        kernel = np.maximum(1 - squares / sigma**2, 0)
-        found[part] = np.maximum(kernel.sum(axis=1), 1)
+    k = min(neighbours, len(doc_ids))
+    at_once = max(BLOCK, KEY_BYTES // (8 * k))
+    with _gathered(pool.embeddings, doc_ids) as vectors:
+        sample = vectors[:: -(-len(doc_ids) // BLOCK)]
+        for start in range(0, len(doc_ids), at_once):
+            part = slice(start, start + at_once)
+            blocks = (vectors[at : at + BLOCK] for at in range(0, len(doc_ids), BLOCK))
+            scores, _ = exact_search(blocks, vectors[part].astype(np.float32), k, pool.device, sample=sample)
+            squares = np.maximum(2 - 2 * scores.astype(np.float64), 0)
+            kernel = np.maximum(1 - squares / sigma**2, 0)
+            found[part] = np.maximum(kernel.sum(axis=1), 1)
     return found
+
+
+@contextlib.contextmanager
+def _gathered(embeddings: Embeddings, doc_ids: Ids) -> Iterator[npt.NDArray[np.float16]]:
+    """Vectors float16 [n, dim] of doc_ids, ascending, in a file that is read where it lies and then gone."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            for _, vectors in embeddings.parts(doc_ids):
+                file.write(np.ascontiguousarray(vectors).data)
+            file.flush()
+        except OSError as error:
+            raise explain_os_error(error, f"writing to {tempfile.gettempdir()}, or where TMPDIR says,") from error
+        yield np.asarray(np.memmap(file, np.float16, "r", shape=(len(doc_ids), embeddings.dim)))
 
 
 def _as_arrays(pool: Pool, rows: int, width: int) -> tuple[npt.NDArray[np.float32], Ids]:

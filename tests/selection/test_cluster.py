@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
 from selection.index.blocks import Blocks
 from selection.index.kmeans import nearest_centroids
@@ -64,6 +65,15 @@ def test_shares_of_clusters_are_the_tasks(pool: Pool, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(shares, task, atol=0.04)
     within = Counter(np.concatenate(drawn)[which[np.concatenate(drawn)] == task.argmax()].tolist())
     assert max(within.values()) < 60  # of 30 on average: no passage is preferred within a cluster
+
+
+def test_the_sample_is_of_so_many_shards_at_most(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, sample = [], Embeddings.sample
+    monkeypatch.setattr(
+        Embeddings, "sample", lambda self, n, shards, seed: asked.append(shards) or sample(self, n, shards, seed)
+    )
+    centroids_for(pool, pool.embeddings, 6)
+    assert asked == [4096]
 
 
 @pytest.mark.parametrize("budget", [20, 100, 200, 420])

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +33,7 @@ from selection.ingest import CorpusSpec
 from selection.models import resolve_model
 from selection.querying import query
 from selection.store import Store
+from selection.vector_files import read_vectors
 
 
 @pytest.fixture
@@ -67,6 +70,28 @@ def test_vectors_are_sentence_transformers_own(passages: pa.Table, built: Path, 
     assert stored.shape == (600, 32)
     np.testing.assert_allclose(stored, expected, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(stored.astype(np.float32), axis=1), 1, atol=2e-3)
+
+
+def test_a_sample_leaves_no_file_open(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "store", [CorpusSpec("docs", str(corpus_file))], encoder=str(tiny_encoder))
+    wanted = np.concatenate([block[:10] for block in Embeddings(Store(tmp_path / "store"), "tiny-encoder")])
+    open_now: list[int] = []
+    held: list[weakref.ref[npt.NDArray[np.float16]]] = []
+
+    def watched(path: Path, *about: Any) -> npt.NDArray[np.float16]:
+        vectors = np.array(read_vectors(path, *about))
+        held.append(weakref.ref(vectors))
+        open_now.append(sum(one() is not None for one in held))
+        return vectors
+
+    monkeypatch.setattr(embedding, "read_vectors", watched)
+    monkeypatch.setattr(embedding, "MAPPED_SHARDS", 1)
+    embeddings = Embeddings(Store(tmp_path / "store"), "tiny-encoder")
+    np.testing.assert_array_equal(embeddings.sample(10 * embeddings.shards, embeddings.shards), wanted)
+    assert len(open_now) == embeddings.shards > 3
+    assert max(open_now) == 2  # what is read, and the one before it
 
 
 @pytest.mark.slow

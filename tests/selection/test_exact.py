@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -111,6 +112,23 @@ def test_a_ranking_keeps_the_best_whatever_way_they_come() -> None:
         np.testing.assert_array_equal(got, wanted)
     np.testing.assert_array_equal(whole.floor, whole.best()[0][:, -1])
     assert (to_keys(np.array([np.nan, 1.0], dtype=np.float32), np.array([0, -1])) == NOTHING).all()
+
+
+def test_a_tile_costs_as_much_as_its_own_queries_and_not_as_all() -> None:
+    rng = np.random.default_rng(0)
+    first, ranking = 2_000_000, Ranking(4_000_000, 1)
+    rows = first + rng.integers(4096, size=9000)
+    scores, ids = rng.random(9000, dtype=np.float32), np.arange(9000)
+    tracemalloc.start()
+    ranking.add(rows, scores, ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # and a count of all queries takes 32 MB
+    best = np.full(4096, -np.inf, np.float32)
+    np.maximum.at(best, rows - first, scores)
+    np.testing.assert_array_equal(ranking.floor[first : first + 4096], best)
+    assert np.isinf(ranking.floor[:first]).all()
+    assert np.isinf(ranking.floor[first + 4096 :]).all()
 
 
 def test_a_few_queries_are_searched_as_many_are(built: Path) -> None:

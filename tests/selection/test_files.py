@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import time
@@ -16,8 +17,8 @@ import pytest
 from selection import files
 from selection import store as module
 from selection.errors import NearkinError
-from selection.files import atomic_folder, atomic_write, sha256_of_file, sweep
-from selection.store import Store
+from selection.files import atomic_folder, atomic_write, sha256_of_file, sweep, write_json
+from selection.store import FileEntry, Store
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
 
@@ -52,6 +53,54 @@ def test_a_file_edited_while_it_is_hashed_is_hashed_again(tmp_path: Path, monkey
         entry = store.entry(path, 1)
     assert entry.sha256 != sha256_of_file(path)
     assert not store.is_whole(entry)
+
+
+def test_json_is_indented_and_long_lists_have_a_line_a_part(tmp_path: Path) -> None:
+    entry = FileEntry("a \u00fc.parquet", 3, "0" * 64)
+    small = {"b": [1, {"x": None, "a": [True, 0.5]}], "a": {}, "c": [], "f": "\n", "e": (1, 2)}
+    write_json(tmp_path / "small.json", small)
+    assert (tmp_path / "small.json").read_text() == json.dumps(small, indent=1, sort_keys=True) + "\n"
+    write_json(tmp_path / "long.json", {"files": [entry] * 500, "shards": {"x": entry}})
+    text = (tmp_path / "long.json").read_text()
+    assert json.loads(text) == {"files": [vars(entry)] * 500, "shards": {"x": vars(entry)}}
+    assert text.count("\n") == 500 + 11  # of an entry three, and a line for each bracket but one and for each name
+    assert text.splitlines()[2] == '  {"path": "a \\u00fc.parquet", "rows": 3, "sha256": "' + "0" * 64 + '"},'
+
+
+def test_a_manifest_is_saved_the_more_seldom_the_longer_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    store, saved = Store(tmp_path / "store", create=True), []
+
+    def slow(path: Path, value: object) -> None:
+        saved.append(clock[0])
+        clock[0] += 3
+
+    monkeypatch.setattr(module, "write_json", slow)
+    for second in range(0, 200, 5):
+        clock[0] = max(clock[0], second)
+        store.save_now_and_then(10)
+    assert saved == [10, 75, 140]  # each sixty seconds after the end of the last, which took three
+
+
+def test_what_was_checked_is_written_only_where_it_is_news(tmp_path: Path) -> None:
+    store, path = Store(tmp_path / "store", create=True), tmp_path / "a.txt"
+    path.write_bytes(b"a")
+    entry, remembered = store.entry(path, 1), tmp_path / "store" / ".checked.json"
+    store.save()
+    first = remembered.stat().st_ino
+    store.save()
+    assert store.is_whole(entry, reread=True)
+    store.save_checked()
+    assert remembered.stat().st_ino == first
+    again = Store(tmp_path / "store")
+    path.write_bytes(b"b")
+    assert not again.is_whole(entry)
+    again.save_checked()
+    assert json.loads(remembered.read_text())[str(path)][0] == 1
+    assert remembered.stat().st_ino != first
 
 
 def test_sweeping_leaves_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from selection.doctor import doctor
 from selection.embedding import Embeddings
 from selection.errors import MissingPackageError, NearkinError, StoreError
 from selection.index import load_faiss, trial
+from selection.index.blocks import Blocks, add_to_lists
 from selection.index.build import build_index
-from selection.index.kinds import BY_NAME, Kind
+from selection.index.kinds import BY_NAME, Kind, empty_index
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.pilot import Pilot, drawn
 from selection.index.plan import IndexWanted, plan_index
@@ -142,8 +145,6 @@ def test_a_killed_index_goes_on_and_ends_as_one_that_was_not(
     whole = [path.read_bytes() for path in blocks_of(parts_store, kind)]
     assert len(whole) == 3
     index(parts_store, "stream")
-    import shutil
-
     from selection.index import blocks
 
     shutil.rmtree(parts_store / "index")
@@ -166,6 +167,42 @@ def test_a_killed_index_goes_on_and_ends_as_one_that_was_not(
     index(parts_store, kind)
     assert [path.read_bytes() for path in blocks_of(parts_store, kind)] == whole
     assert blocks_of(parts_store, kind)[0].stat().st_mtime_ns == before
+
+
+def test_a_batch_that_visits_fewer_lists_than_there_are_is_searched(store: Path) -> None:
+    index(store, "ivf", min_recall=0.5)
+    opened = Store(store)
+    embeddings = Embeddings(opened, "tiny-encoder")
+    blocks = Blocks(opened, opened.manifest.indexes["tiny-encoder-ivf"], embeddings)
+    blocks.centroids = unit_vectors(700, 32)  # more lists than a batch of 512 visits
+    faiss, vectors = load_faiss(), embeddings.take(np.arange(600))
+    filled = empty_index(faiss, BY_NAME["ivf"], 32, blocks.centroids, vectors)
+    add_to_lists(faiss, filled, vectors, np.ascontiguousarray(nearest_centroids(vectors, blocks.centroids)[:, 0]))
+    blocks._open = [(0, filled)]
+    assert blocks.search(vectors[:512], 1, 1, 1)[1][:, 0].tolist() == list(range(512))
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-pq", "ivf-rabitq"])
+def test_blocks_share_the_centroids_that_the_first_holds(
+    parts_store: Path, monkeypatch: pytest.MonkeyPatch, task_folder: Path, kind: str
+) -> None:
+    monkeypatch.setattr("selection.index.plan.BLOCK_BYTES", 3000)
+    plan = index(parts_store, kind, min_recall=0.8)
+    opened = Store(parts_store)
+    entry = opened.manifest.indexes[f"tiny-encoder-{kind}"]
+    blocks = Blocks(opened, entry, Embeddings(opened, "tiny-encoder"))
+    assert len(blocks._open) == 3
+    assert len({int(each.quantizer.this) for _, each in blocks._open}) == 1
+    sizes = [path.stat().st_size for path in blocks_of(parts_store, kind)]
+    assert sum(sizes) == pytest.approx(plan.bytes, rel=0.25)
+    found = query(parts_store, task_folder, 10).neighbours
+    # As earlier versions wrote them, a copy of the centroids in each.
+    monkeypatch.setattr("selection.index.blocks._without_centroids", lambda faiss, index: nullcontext())
+    shutil.rmtree(parts_store / "index")
+    index(parts_store, kind, min_recall=0.8)
+    before = [path.stat().st_size for path in blocks_of(parts_store, kind)]
+    assert [b - a for a, b in zip(sizes, before, strict=True)] == [0, *[entry.lists * 32 * 4] * 2]
+    assert query(parts_store, task_folder, 10).neighbours.equals(found)
 
 
 def test_a_corpus_added_later_leaves_the_blocks_before_it(
@@ -267,6 +304,27 @@ def test_a_method_that_wants_more_neighbours_than_there_are_gets_all(
     pool = Pool(Store(built), read_task(task_folder))
     assert sum(len(part) for part in pool.neighbours(1000)) == 600 * len(pool.queries)
     assert "600 neighbours each" in said[0]
+
+
+@pytest.mark.parametrize(("kind", "searches"), [("stream", 3), ("ivf", 8)])
+def test_exact_search_takes_more_pairs_at_once_and_gives_them_in_as_many_tables(
+    store: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, searches: int
+) -> None:
+    index(store, kind)
+    whole = pa.concat_tables(Pool(Store(store), read_task(task_folder)).neighbours(7)).combine_chunks()
+    assert whole.num_rows == 40 * 7
+    asked, search = [], Searcher.search
+    monkeypatch.setattr(
+        Searcher,
+        "search",
+        lambda self, queries, k, first: asked.append(len(queries)) or search(self, queries, k, first),
+    )
+    monkeypatch.setattr("selection.selectors.pool.BLOCK_PAIRS", 35)
+    monkeypatch.setattr("selection.selectors.pool.STREAM_PAIRS", 100)
+    parts = list(Pool(Store(store), read_task(task_folder)).neighbours(7))
+    assert len(asked) == searches
+    assert max(len(part) for part in parts) == 35
+    assert pa.concat_tables(parts).combine_chunks().equals(whole)
 
 
 def test_rows_join_neighbours_with_their_passages(

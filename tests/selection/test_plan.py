@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from selection.errors import NearkinError
 from selection.index import trial
+from selection.index.blocks import BLOCK_BYTES
 from selection.index.kinds import BY_NAME
 from selection.index.pilot import LENGTHS, Pilot, Reach, found_at
 from selection.index.plan import IndexPlan, IndexWanted, _Planner, plan_index
@@ -83,3 +85,40 @@ def test_lists_are_as_many_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> 
     least = re.search(r"at least ([\d.]+) MB", str(raised.value))
     assert least
     assert lists_plan(monkeypatch, int(float(least[1]) * 1e6)).lists == wanted[-1]
+
+
+def test_lists_are_charged_for_each_of_the_blocks_that_they_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = trial.Scan(opening=1e-4, decoding=0.0, visiting=1e-6, looking=0.0)
+    monkeypatch.setattr(_Planner, "_trial", lambda self, kind: trial.Lists(0.0, 0.0, scan, scan))
+    for name in ("order_seconds", "again_seconds"):
+        monkeypatch.setattr(trial, name, lambda dim: 0.0)
+    monkeypatch.setattr("selection.index.plan.current_memory", lambda: 0)
+    planner = _Planner(100_000_000, 384, IndexWanted(max_memory=64 << 30), Path(), None, None, None)
+    kind, lists, queries = BY_NAME["ivf-sq8"], 97_656, 4096
+    blocks = planner._blocks(kind, lists)
+    assert blocks == -(-100_000_000 // (BLOCK_BYTES // kind.bytes(384)))
+    visits, opened = queries * 100 * blocks * 1e-6, lists * blocks * 1e-4
+    assert planner._searching(kind, lists, 100.0, 1, queries) == pytest.approx(visits + opened)
+
+
+@pytest.mark.parametrize(("kind", "dim", "lists"), [("ivf-sq8", 384, 97_656), ("ivf", 32, 24_414), ("ivf", 32, 200)])
+def test_the_least_memory_is_what_the_smallest_blocks_leave_room_for(kind: str, dim: int, lists: int) -> None:
+    def kept(limit: int) -> bool:
+        planner = _Planner(50_000_000, dim, IndexWanted(max_memory=limit), Path(), None, None, None)
+        planner.now = 0
+        fixed, search, training = planner._parts(BY_NAME[kind], lists)
+        opened = planner._blocks(BY_NAME[kind], lists) * lists * 24
+        return fixed + max(search + opened, training + (16 << 20)) <= limit
+
+    planner = _Planner(50_000_000, dim, IndexWanted(), Path(), None, None, None)
+    planner.now = 0
+    least = planner._least(BY_NAME[kind], lists)
+    assert kept(least + (1 << 20))
+    assert not kept(least - (1 << 20))
+
+
+def test_an_opened_list_is_measured_apart_from_what_is_in_it() -> None:
+    tried = trial.lists(BY_NAME["ivf"], 32, 50)
+    assert tried.together is not None
+    assert 1e-7 < tried.together.opening < 1e-2
+    assert tried.alone.opening == 0

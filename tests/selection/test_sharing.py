@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selection import embedding
 from selection.building import build, verify
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
 from selection.querying import query
-from selection.sharing import embed_share
-from selection.store import Store
+from selection.sharing import embed_share, share_of
+from selection.store import FileEntry, Store
 from tests.conftest import Cli
 
 
@@ -30,18 +33,29 @@ def read(passages: pa.Table, tiny_encoder: Path, tmp_path: Path, monkeypatch: py
     return tmp_path / "shared"
 
 
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=60), st.integers(1, 9))
+def test_shares_are_runs_of_about_as_much_text_that_make_up_the_whole(sizes: list[int], of: int) -> None:
+    runs = [share_of(sizes, number, of) for number in range(1, of + 1)]
+    assert [at for run in runs for at in run] == list(range(len(sizes)))
+    for run in runs:
+        assert abs(sum(sizes[at] for at in run) - sum(sizes) / of) <= max(sizes)
+
+
 def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: Path, task_folder: Path) -> None:
     before = (read / "manifest.json").read_bytes()
     code, out, errors = cli("build", read, "--share", "1/3", "--encoder", tiny_encoder)
     assert code == 0, errors
-    assert "share   1 of 3: 216 passages to embed by tiny-encoder" in out
-    assert "216 passages embedded" in out
-    for number in (2, 3):
-        embed_share(read, number, 3, encoder=str(tiny_encoder))
+    mine = share_of([shard.text_bytes for _, _, shard in Store(read).corpus.shards], 1, 3)
+    first = 64 * len(mine)
+    assert 2 <= len(mine) <= 5
+    assert f"share   1 of 3: {first} passages to embed by tiny-encoder" in out
+    assert f"{first} passages embedded" in out
+    others = [embed_share(read, number, 3, encoder=str(tiny_encoder)).passages for number in (2, 3)]
+    assert first + sum(others) == 600
     assert (read / "manifest.json").read_bytes() == before
     assert len(list(read.glob("shares/*/*.arrow"))) == 10
     again = embed_share(read, 1, 3, encoder=str(tiny_encoder))
-    assert (again.passages, again.reused) == (0, 216)
+    assert (again.passages, again.reused) == (0, first)
     assert build(read).plan.embedding.passages == 0  # by the encoder whose shares there are
     one = sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))
     shared = sorted((read / "embeddings").rglob("*.arrow"))
@@ -49,6 +63,31 @@ def test_shares_are_what_one_machine_writes(read: Path, cli: Cli, tiny_encoder: 
     assert [path.read_bytes() for path in shared] == [path.read_bytes() for path in one]
     assert cli("verify", read)[0] == 0
     assert len(query(read, task_folder, k=2, limit=3).neighbours) == 6
+
+
+def test_a_build_that_is_killed_as_it_takes_shares_in_keeps_what_it_took(
+    read: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_share(read, 1, 1, encoder=str(tiny_encoder))
+    saved: list[int] = []
+    real = Store.hashed
+
+    def killed(store: Store, *about: Any) -> FileEntry:
+        saved.append(len(Store(read).manifest.encoders["tiny-encoder"].shards))
+        if len(saved) == 8:
+            raise KeyboardInterrupt
+        return real(store, *about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "hashed", killed)
+        patch.setattr("selection.strays.SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr("selection.store.SAVING", 0)
+        with pytest.raises(KeyboardInterrupt):
+            build(read, encoder=str(tiny_encoder))
+    assert saved == list(range(8))
+    assert build(read, encoder=str(tiny_encoder)).plan.embedding.passages == 0
+    one = [path.read_bytes() for path in sorted((read.parent / "one" / "embeddings").rglob("*.arrow"))]
+    assert [path.read_bytes() for path in sorted((read / "embeddings").rglob("*.arrow"))] == one
 
 
 def test_a_build_does_what_a_killed_share_left(

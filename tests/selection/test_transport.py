@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import spearmanr
 
+from selection.embedding import Embeddings
 from selection.errors import NearkinError, StoreError
+from selection.index.exact import exact_search
 from selection.selectors import CANDIDATES
 from selection.selectors.knn import KnnSelector
 from selection.selectors.ot import OtSelector, passage_potentials, task_potentials
@@ -152,7 +154,18 @@ def test_densities_are_sums_of_kernels(pool: Pool, monkeypatch: pytest.MonkeyPat
     best = np.sort(kernel, axis=1)[:, -7:].sum(axis=1)
     np.testing.assert_allclose(densities(pool, ids, 7, sigma), np.maximum(best, 1), atol=1e-3)
     monkeypatch.setattr("selection.selectors.tsds.BLOCK", 37)
+    monkeypatch.setattr("selection.selectors.tsds.KEY_BYTES", 8 * len(ids) * 60)
+    gathered, parts, searched = [], Embeddings.parts, []
+    monkeypatch.setattr(Embeddings, "parts", lambda self, rows: gathered.append(rows) or parts(self, rows))
+    monkeypatch.setattr(
+        "selection.selectors.tsds.exact_search",
+        lambda blocks, queries, *rest, **more: (
+            searched.append(len(queries)) or exact_search(blocks, queries, *rest, **more)
+        ),
+    )
     np.testing.assert_array_equal(densities(pool, ids, len(ids), sigma), found)
+    assert len(gathered) == 1
+    assert searched == [60, 60, 60, 60, 58]
     assert densities(pool, ids, 7, 0.0).tolist() == [1.0] * len(ids)
 
 
