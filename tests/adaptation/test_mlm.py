@@ -70,6 +70,22 @@ def test_held_out_loss_is_float32s_before_and_after_bfloat16(tmp_path, tiny_mode
     assert again.held_out_loss["before"] == pytest.approx(first.held_out_loss["after"], abs=1e-6)
 
 
+def test_a_precision_of_accelerates_environment_is_not_taken(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    short = replace(SMALL, max_steps=4)
+    adapt(tiny_model("bert"), [texts], tmp_path / "plain", settings=short)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    adapt(tiny_model("bert"), [texts], tmp_path / "launched", settings=short)
+    assert weights(tmp_path / "launched") == weights(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_model_divided_among_processes_is_refused(tmp_path, tiny_model, texts, monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(NearkinError, match=f"{name}.*holds a whole model"):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=SMALL)
+    assert list(tmp_path.glob("out*")) == []
+
+
 def test_tokens_seen_are_the_tokens_of_every_epoch(tmp_path, tiny_model, texts) -> None:
     adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, max_steps=None, epochs=3))
     record = json.loads((tmp_path / "out" / "adaptation.json").read_text())
