@@ -12,11 +12,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+import adaptation.texts
 import adaptation.training
-from adaptation.classifier import BestEpoch, renew_head
+from adaptation.classifier import BestEpoch, encode, renew_head
 from adaptation.finetune import FinetuneSettings, f1, finetune
-from adaptation.loading import load_classifier
+from adaptation.loading import load_classifier, load_tokenizer
 from adaptation.mlm import adapt
+from adaptation.tasks import load_labelled
 from adaptation.training import alone_at
 from selection.errors import InputError, NearkinError
 
@@ -237,3 +239,15 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_model, marked_ta
         adapt(tiny_model("bert"), [marked_task], out)
     out.rmdir()
     assert list(tmp_path.iterdir()) == [marked_task]
+
+
+def test_examples_are_encoded_alike_in_blocks_of_any_size(marked_task, tiny_model, monkeypatch) -> None:
+    table, tokenizer = load_labelled(marked_task).splits["train"], load_tokenizer(Path(tiny_model("bert")))
+    whole, cut = encode(table, tokenizer, 8)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 7)
+    parts, cut_in_parts = encode(table, tokenizer, 8)
+    assert parts.data.table.to_pylist() == whole.data.table.to_pylist()
+    assert cut_in_parts == cut > 0
+    for row, text in zip(parts.data.table.to_pylist(), table["text"].to_pylist(), strict=True):
+        assert row["input_ids"] == tokenizer(text, truncation=True, max_length=8)["input_ids"]
+        assert row["length"] == len(row["input_ids"])

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+import adaptation.texts
 from adaptation.loading import load_tokenizer
 from adaptation.masking import IGNORED, Epoch, Masker, Pieces, generator, padded
-from adaptation.texts import lengths_of, open_pieces, tokenise
+from adaptation.texts import blocks, lengths_of, open_pieces, tokenise
 from selection.models import resolve_model
 
 
@@ -27,6 +28,24 @@ def pieces(tmp_path: Path, sentences: list[str], tokenizer: object) -> Callable[
         return open_pieces(tmp_path / "pieces.arrow")
 
     return make
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_pieces_do_not_depend_on_the_blocks_they_are_cut_in(pieces, monkeypatch, words) -> None:
+    whole = pieces(16, words).data.table.to_pylist()
+    monkeypatch.setattr(adaptation.texts, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 9)
+    assert pieces(16, words).data.table.to_pylist() == whole
+    assert len({row["text_row"] for row in whole}) > 300
+
+
+def test_a_block_of_texts_is_bounded_by_rows_and_by_bytes(monkeypatch) -> None:
+    monkeypatch.setattr(adaptation.texts, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 3)
+    texts = pa.chunked_array([["a" * n for n in (4, 6, 1)], ["b" * n for n in (30, 1, 1, 1, 1)]], pa.large_string())
+    found = [(block.start, block.stop) for block in blocks(texts)]
+    assert found == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+    assert list(blocks(texts[:0])) == []
 
 
 def test_15_percent_of_tokens_are_chosen_and_split_80_10_10(pieces, tokenizer) -> None:
