@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from adaptation.cards import cards
@@ -76,6 +77,21 @@ def plan_recipe(recipe: Recipe) -> Plan:
     """
     planner = _Planner(recipe)
     return Plan(tuple(planner.arm(phase, task) for task in planner.tasks for phase in recipe.phases))
+
+
+def possible_arms(recipe: Recipe) -> list[Arm]:
+    """The arms of a recipe that can be planned, where others cannot: of tasks that are there, with what they need."""
+    readable = []
+    for path in recipe.tasks:
+        with suppress(NearkinError):
+            load_labelled(path)
+            readable.append(path)
+    planner, found = _Planner(replace(recipe, tasks=tuple(readable))), []
+    for task in planner.tasks:
+        for phase in recipe.phases:
+            with suppress(NearkinError):
+                found.append(planner.arm(phase, task))
+    return found
 
 
 class _Planner:
@@ -297,7 +313,18 @@ class _Planner:
 
 
 def _files(location: str | None) -> list[str]:
-    return [sha256_of_file(path) for path in find_files(location)] if location is not None else []
+    return [_hash_of(path) for path in find_files(location)] if location is not None else []
+
+
+def _hash_of(path: Path) -> str:
+    stat = path.stat()
+    return _hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """A domain of gigabytes once a process, though every arm has it."""
+    return sha256_of_file(path)
 
 
 def _fingerprint_of(task: Task, splits: Sequence[str]) -> str:
