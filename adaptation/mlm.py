@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "adaptation.json"
 LOOK_SECONDS = 0.5
+SEEDS = 2**32  # NumPy's generator, which set_seed seeds too, takes no more
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class AdaptSettings:
                 raise NearkinError(f"{name.replace('_', ' ')} must lie between 0 and 1, not {getattr(self, name)}")
         if self.max_steps is not None and self.max_steps < 1:
             raise NearkinError(f"the number of steps must be at least 1, not {self.max_steps}")
+        if not 0 <= self.seed < SEEDS:
+            raise NearkinError(f"the seed must lie between 0 and {SEEDS - 1}, not {self.seed}")
         if self.head_warmup_steps < 0:
             raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
 

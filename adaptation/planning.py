@@ -190,12 +190,20 @@ class _Planner:
         store, method = self._store_for(part), part.method or "knn"
         budget = self.recipe.budget(part)
         selector = find_selector(method)
-        file = getattr(selector, "file", None)
+        named = getattr(selector, "file", None)
+        file = named and str(self.recipe.folder / Path(named).expanduser())
         if file is None:
             self._check(budget, store)
         text_alone = getattr(selector, "text_alone", False) and self.recipe.near != "all"
         read = self._texts(store, task.task) if text_alone else self._whole_store(store)
-        return self._step(part, [task], method, budget=budget, inputs=[*read, *_files(file)])
+        return self._step(
+            part,
+            [task],
+            method,
+            budget=budget,
+            inputs=[*read, *_files(file)],
+            method_file=file if file != named else None,
+        )
 
     def _check(self, budget: Budget, store: Store) -> None:
         try:
@@ -259,6 +267,7 @@ class _Planner:
         file: str | None = None,
         budget: Budget | None = None,
         name: str = "",
+        method_file: str | None = None,
     ) -> SelectStep:
         first, *others = [task.task for task in tasks]
         guarded = [path for task in others for path in (task.path / "dev.jsonl", task.path / "test.jsonl")]
@@ -277,6 +286,7 @@ class _Planner:
             self.recipe.encoder,
             self.recipe.seed,
             part.guarded,
+            method_file,
         )
 
     def _corpora(self) -> list[str]:

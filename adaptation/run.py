@@ -289,7 +289,8 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _apart(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe as JSON without what may differ from call to call: its tasks and phases, and how many seeds."""
-    left = {name: value for name, value in recipe.items() if name not in ("tasks", "phases", "settings", "out")}
+    varying = ("tasks", "phases", "settings", "out", "folder")
+    left = {name: value for name, value in recipe.items() if name not in varying}
     tables = {**left["tables"]}
     tables["finetune"] = {name: value for name, value in tables.get("finetune", {}).items() if name != "seeds"}
     return left | {"tables": tables}

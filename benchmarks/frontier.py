@@ -24,7 +24,7 @@ import numpy as np
 from adaptation.phases import UNGUARDED, Phase, parse_phase
 from adaptation.planning import Arm, plan_recipe
 from adaptation.prediction import Predictor
-from adaptation.recipe import Recipe
+from adaptation.recipe import USUAL_K, Recipe
 from adaptation.steps import FORMAT, FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
 from benchmarks.results import Row, read_rows, write_rows
@@ -263,7 +263,7 @@ class _Grid:
         with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
             target = Path(scratch) / "set"
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(time_selection, store.path, step.task, step.method, target, options).result()
+                found = pool.submit(time_selection, store.path, step.task, step.how(), target, options).result()
         # A cascade encodes what it needs within the selection.
         needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
         return {
@@ -329,7 +329,10 @@ def _shape(recipe: Recipe, arm: Arm) -> str:
         settings[table].pop(unshaping)
     texts = [f"{name}:{shard.text}" for name, _, shard in Store(recipe.store).corpus.shards] if recipe.store else []
     content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16], "format": FORMAT}
-    return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase} | content)
+    both = recipe.k is not None and (recipe.tokens is not None or recipe.docs is not None)
+    content |= {"limits": "k too"} if both else {}
+    values = {name: getattr(recipe, name) for name in names} | {"k": recipe.k or USUAL_K}
+    return json.dumps(values | settings | {"phase": recipe.by_phase} | content)
 
 
 def _commit() -> str:

@@ -379,6 +379,29 @@ def test_a_file_that_phases_share_is_hashed_once(
     assert read.count(domain) == 2
 
 
+def test_a_methods_file_is_beside_the_recipe(world: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
+    keys = {name: world[name] for name in ("model", "task", "store")}
+    sets = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(world["curated"], folder / "mine.jsonl")
+        lines = [f'{key} = "{value}"' for key, value in keys.items()]
+        phases = 'phases = ["curated:file=mine.jsonl-TAPT"]'
+        (folder / "recipe.toml").write_text("\n".join([*lines, 'out = "out"', phases, "k = 1"]))
+        recipe = read_recipe(folder / "recipe.toml")
+        ((chosen,),) = [arm.selects for arm in plan_recipe(recipe).arms]
+        chosen.make(tmp_path / "steps")
+        sets.append(chosen)
+    assert sets[0].key == sets[1].key
+    assert sets[0].record(tmp_path / "steps")["passages"] > 10
+    # From the command line it is a path of the current folder, as ever.
+    monkeypatch.chdir(tmp_path / "first")
+    options = {"phases": ["curated:file=mine.jsonl-TAPT"]}
+    ((again,),) = [arm.selects for arm in plan_recipe(read_recipe(tmp_path / "second/recipe.toml", options)).arms]
+    assert (again.key, again.how()) == (sets[0].key, "curated:file=mine.jsonl-TAPT".removesuffix("-TAPT"))
+
+
 def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
     from filelock import FileLock
 
