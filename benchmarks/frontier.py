@@ -44,6 +44,7 @@ Place = tuple[str, str, int]
 
 BASELINES = ("none", "TAPT", "RAND-TAPT")
 TRIAL = 512
+AUTO = "auto"
 
 
 def phase_names(methods: Sequence[str]) -> list[str]:
@@ -295,7 +296,7 @@ class _Grid:
         task = load_labelled(step.task)
         metric = step.settings.metric or metric_of(task.task.name)
         folder = transformer_folder(step.before.location(self.cache))
-        settled = self._settled()
+        settled = self._settled() if step.settings.bf16 == AUTO else None
         bf16 = use_bf16(step.settings.bf16) if settled is None else settled
         tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
         with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
@@ -305,8 +306,9 @@ class _Grid:
         return {**found, **known, "predicted": [task.labels[number] for number in predicted.tolist()]}
 
     def _settled(self) -> bool | None:
-        """What this grid's finetuning computed in before, so that seeds compare; None at the first cell."""
-        return next((row["bf16"] for row in self._mine().values()), None)
+        """What this grid's finetuning settled on where it had the choice, so that seeds compare; None at first."""
+        of_rows = ((json.loads(row["settings"])["finetune"]["bf16"], row["bf16"]) for row in self._mine().values())
+        return next((settled for asked, settled in of_rows if asked == AUTO), None)
 
 
 def _key(arm: Arm, seed: int) -> str:

@@ -111,6 +111,28 @@ def test_a_renamed_task_is_the_same_task(
     assert {row["task"] for row in read_rows(out)} == {"renamed"}
 
 
+@pytest.mark.parametrize(("asked", "computed"), [("off", False), ("auto", True)])
+def test_a_phase_with_a_format_of_its_own_keeps_it(
+    recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path, monkeypatch, asked: str, computed: bool
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def see(folder, task, settings, metric, bf16, say):
+        raise Seen(bf16)
+
+    monkeypatch.setattr("adaptation.classifier.Finetuning", see)
+    of_none = replace(recipe, by_phase={"none": {"finetune": {"bf16": asked}}})
+    arms = plan_recipe(of_none).arms
+    made = grids._Grid(of_none, arms, 2, tmp_path / "rows.parquet", tmp_path, "", lambda line: None)
+    made.rows = [row | {"grid": made.grid, "bf16": True} for row in grid[1]]
+    with pytest.raises(Seen, match=str(computed)):
+        made._finetune(arms[0], 0)
+    for row in made.rows:  # what they were told to compute in settles nothing
+        row["settings"] = row["settings"].replace('"bf16": "auto"', '"bf16": "on"')
+    assert made._settled() is None
+
+
 def test_another_store_is_another_grid(recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path) -> None:
     store = Path(shutil.copytree(recipe.store, tmp_path / "store"))  # type: ignore[type-var, arg-type]
     arms = plan_recipe(recipe).arms
