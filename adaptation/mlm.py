@@ -199,6 +199,8 @@ class _Run:
         from adaptation.training import processes
 
         self.processes, self.texts, self.held_out_file, self.guarded = processes(), texts, held_out, guarded
+        if joint and self.processes.num_processes > 1:
+            raise NearkinError("masked-LM and task loss together train on one device: start one process")
         self.say = say if self.processes.is_main_process else logger.debug
         self.name, self.out, self.settings = model, out, settings
         self.folder = transformer_folder(model)
@@ -247,6 +249,8 @@ class _Run:
     def _identity(self, text: TrainingText) -> str:
         unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
         unshaping |= {"held_out"} if self.held_out_file else set()
+        unshaping |= {"epochs"} if self.settings.max_steps else set()
+        unshaping |= set() if self.new_head else {"head_warmup_steps", "head_learning_rate"}
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}
         return fingerprint(
             model_fingerprint(self.folder),
@@ -443,7 +447,10 @@ class _Run:
 
 def _note_of(file: Path) -> dict[str, Any]:
     """What the work folder says of itself; nothing where there is none."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:  # or the first process deletes it meanwhile
+        return {}
 
 
 def _clear(work: Path, kept: Path) -> None:

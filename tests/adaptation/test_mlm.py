@@ -166,6 +166,30 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert 1000 < result.seconds < 1060 > result.training_seconds  # of both calls; of the last alone
 
 
+def test_settings_that_shape_nothing_stop_no_run_from_going_on(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    step = adaptation.training.SteadyTrainer.training_step
+
+    def interrupt(trainer, *args, **kwargs):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    settings = replace(SMALL, max_steps=4, checkpoint_minutes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
+    said: list[str] = []
+    other = replace(settings, epochs=7, head_warmup_steps=9, head_learning_rate=1.0)
+    adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=other, say=said.append)
+    assert "continuing from step 2" in said
+
+
+def test_a_note_that_is_deleted_meanwhile_is_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert adaptation.mlm._note_of(tmp_path / "progress.json") == {}
+
+
 def test_order_is_kept_where_asked(tmp_path, tiny_model, texts, monkeypatch) -> None:
     seen: list[int] = []
     take = adaptation.masking.Pieces.__getitems__
