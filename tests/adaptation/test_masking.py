@@ -112,6 +112,21 @@ def test_long_texts_are_split_without_loss(pieces, tokenizer, sentences) -> None
         assert ids == tokenizer(sentences[number], add_special_tokens=False)["input_ids"]
 
 
+def test_words_far_behind_the_beginning_of_a_text_cost_no_more_draws(tokenizer, monkeypatch) -> None:
+    masker, sizes, rand = Masker.of(tokenizer, 0.5, 0, Epoch()), [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda shape, **others: sizes.append(tuple(shape)) or rand(shape, **others))
+    ids, real = torch.full((3, 6), 5000), torch.ones(3, 6, dtype=torch.bool)
+    words = torch.tensor([[-1, 0, 1, 1, 2, -1], [-1, 700_000, 700_001, 700_001, 700_002, -1], [-1] * 6])
+    labels = [masker.mask(ids, real, words, generator(seed))[1] != IGNORED for seed in range(40)]
+    assert set(sizes) == {(3, 4), (3, 6)}
+    chosen = torch.stack(labels)
+    assert torch.equal(chosen[:, :2, 2], chosen[:, :2, 3])
+    assert not chosen[:, :, [0, 5]].any()
+    assert not chosen[:, 2].any()
+    assert not torch.equal(chosen[:, 0], chosen[:, 1])
+    assert chosen[:, :2, 1:5].float().mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_generators_differ_by_every_part() -> None:
     draws = {
         float(torch.rand(1, generator=generator(*parts))) for parts in ((0, 1), (1, 0), (0, 0), (0, -1), (0, 1, 0))
