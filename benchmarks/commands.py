@@ -331,7 +331,7 @@ def run_search(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_search(rows, args.plot)
-    return _finish(rows, args.out)
+    return _finish(rows, None)  # which are written, beside those of other calls
 
 
 def run_cascade(args: argparse.Namespace) -> int:
@@ -382,7 +382,7 @@ def run_selectors(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_selectors(rows, args.plot)
-    return _finish(rows, args.out)
+    return _finish(rows, None)  # which are written, beside those of other calls
 
 
 def run_training(args: argparse.Namespace) -> int:
