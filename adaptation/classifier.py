@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
@@ -21,6 +22,7 @@ from adaptation.finetune import FinetuneSettings, SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
 from adaptation.tasks import LabelledTask, Metric
+from adaptation.texts import blocks, encoded_pieces
 from adaptation.training import SteadyTrainer, mean_over_step, processes, training_arguments
 
 
@@ -188,20 +190,16 @@ def encode(table: pa.Table, tokenizer: Any, max_tokens: int) -> tuple[Any, int]:
     """
     import datasets
 
-    encoding = tokenizer(
-        table["text"].to_pylist(),
-        truncation=True,
-        padding=False,
-        max_length=max_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_overflowing_tokens=True,
-    )
-    pieces = np.bincount(encoding["overflow_to_sample_mapping"])
-    first = np.cumsum(pieces) - pieces
-    column = pa.array(encoding["input_ids"], pa.list_(pa.int32())).take(pa.array(first))
-    encoded = pa.table({"input_ids": column, "length": column.value_lengths(), "label": table["label"]})
-    return datasets.Dataset(datasets.table.InMemoryTable(encoded)), int((pieces > 1).sum())
+    firsts, cut = [], 0
+    for block in blocks(table["text"]):
+        encoded = encoded_pieces(table["text"][block], tokenizer, max_tokens)
+        pieces = np.bincount(encoded["overflow_to_sample_mapping"])
+        cut += int((pieces > 1).sum())
+        kept = [encoded["input_ids"][first] for first in np.cumsum(pieces) - pieces]
+        firsts.append(pa.array(kept, pa.list_(pa.int32())))
+    column = pa.chunked_array(firsts, pa.list_(pa.int32()))
+    found = pa.table({"input_ids": column, "length": pc.list_value_length(column), "label": table["label"]})
+    return datasets.Dataset(datasets.table.InMemoryTable(found)), cut
 
 
 def renew_head(model: Any, seed: int) -> None:

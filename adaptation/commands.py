@@ -123,7 +123,7 @@ def _register_adapt(subparsers: Subparsers) -> None:
     )  # fmt: skip
     add("--keep-order", action="store_true", help="train in the order of the texts (a set's --order curriculum)")
     _shared(add)
-    add("--seed", type=int, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
+    add("--seed", type=seed, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
     add("--overwrite", action="store_true", help="replace DIR where it exists")
 
 

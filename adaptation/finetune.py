@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of
+from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of, some
 from selection.errors import NearkinError
 from selection.files import atomic_folder, atomic_write, fingerprint, write_json
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
-from selection.wording import join
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +195,7 @@ def _finetune(
     if run.cut:
         say(f"{run.cut} of {sum(examples.values())} examples are longer than {run.max_tokens} tokens and cut")
     if rare := task.rare():
-        say(
-            f"one training example only of {join(map(repr, rare))}: its F1 is luck, and weighs as much as any class's "
-            "in macro-F1"
-        )
+        say(f"one training example only of {some(rare)}: its F1 is luck, and weighs as much as any class's in macro-F1")
     result = FinetuneResult(out, f"{metric}-F1", done)
     header = {
         "model": model, "task": str(task.task.path), "task_name": task.task.name, "labels": task.labels,

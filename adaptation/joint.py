@@ -17,7 +17,6 @@ from adaptation.classifier import collate, encode
 from adaptation.masking import Pieces, generator
 from adaptation.tasks import LabelledTask
 from adaptation.training import MaskedLMTrainer
-from selection.errors import NearkinError
 
 HEAD = "nearkin_task_head"
 
@@ -74,16 +73,11 @@ class JointTrainer(MaskedLMTrainer):
     Args:
         task: whose model has the head that `JointTask.add_head` gives.
         pad: id of the padding token.
-        others: arguments of `MaskedLMTrainer`.
-
-    Raises:
-        NearkinError: several processes train together.
+        others: arguments of `MaskedLMTrainer`; one process trains alone, as `adaptation.mlm` sees to.
     """
 
     def __init__(self, *, task: JointTask, pad: int, **others: Any) -> None:
         super().__init__(**others)
-        if self.args.world_size > 1:
-            raise NearkinError("masked-LM and task loss together train on one device: start one process")
         self._task, self._pad, self._at = task, pad, (-1, 0)
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:

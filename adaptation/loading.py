@@ -131,8 +131,10 @@ def load_classifier(folder: Path, labels: list[str], dropout: float) -> Any:
     config = load_config(folder)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"  # a base may have learnt several labels an example
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
-                 "attention_dropout", "seq_classif_dropout", "classifier_dropout_prob"):  # fmt: skip
+                 "attention_dropout", "seq_classif_dropout", "classifier_dropout_prob", "embedding_dropout",
+                 "mlp_dropout"):  # fmt: skip
         if hasattr(config, name):
             setattr(config, name, dropout)
     model, missing = _load(AutoModelForSequenceClassification, folder, config, ignore_mismatched_sizes=True)

@@ -122,9 +122,13 @@ class Masker:
         if words is None:
             chosen = torch.rand(ids.shape, generator=draws) < self.probability
         else:
-            by_word = torch.rand((len(ids), int(words.max()) + 2), generator=draws) < self.probability
-            chosen = by_word.gather(1, words + 1)
-            maskable &= words >= 0
+            of_word = words >= 0
+            # Numbers run through the whole text, and a piece may stand far behind its beginning.
+            first = torch.where(of_word, words, words.max()).amin(1, keepdim=True)
+            numbers = torch.where(of_word, words - first, -1)
+            by_word = torch.rand((len(ids), int(numbers.max()) + 2), generator=draws) < self.probability
+            chosen = by_word.gather(1, numbers + 1)
+            maskable &= of_word
         chosen &= maskable
         labels = torch.where(chosen, ids, IGNORED)
         fate = torch.rand(ids.shape, generator=draws)

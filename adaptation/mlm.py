@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "adaptation.json"
 LOOK_SECONDS = 0.5
+SEEDS = 2**32  # NumPy's generator, which set_seed seeds too, takes no more
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class AdaptSettings:
                 raise NearkinError(f"{name.replace('_', ' ')} must lie between 0 and 1, not {getattr(self, name)}")
         if self.max_steps is not None and self.max_steps < 1:
             raise NearkinError(f"the number of steps must be at least 1, not {self.max_steps}")
+        if not 0 <= self.seed < SEEDS:
+            raise NearkinError(f"the seed must lie between 0 and {SEEDS - 1}, not {self.seed}")
         if self.head_warmup_steps < 0:
             raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
 
@@ -196,6 +199,8 @@ class _Run:
         from adaptation.training import processes
 
         self.processes, self.texts, self.held_out_file, self.guarded = processes(), texts, held_out, guarded
+        if joint and self.processes.num_processes > 1:
+            raise NearkinError("masked-LM and task loss together train on one device: start one process")
         self.say = say if self.processes.is_main_process else logger.debug
         self.name, self.out, self.settings = model, out, settings
         self.folder = transformer_folder(model)
@@ -244,6 +249,8 @@ class _Run:
     def _identity(self, text: TrainingText) -> str:
         unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
         unshaping |= {"held_out"} if self.held_out_file else set()
+        unshaping |= {"epochs"} if self.settings.max_steps else set()
+        unshaping |= set() if self.new_head else {"head_warmup_steps", "head_learning_rate"}
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}
         return fingerprint(
             model_fingerprint(self.folder),
@@ -440,7 +447,10 @@ class _Run:
 
 def _note_of(file: Path) -> dict[str, Any]:
     """What the work folder says of itself; nothing where there is none."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:  # or the first process deletes it meanwhile
+        return {}
 
 
 def _clear(work: Path, kept: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from adaptation.cards import cards
@@ -76,6 +77,21 @@ def plan_recipe(recipe: Recipe) -> Plan:
     """
     planner = _Planner(recipe)
     return Plan(tuple(planner.arm(phase, task) for task in planner.tasks for phase in recipe.phases))
+
+
+def possible_arms(recipe: Recipe) -> list[Arm]:
+    """The arms of a recipe that can be planned, where others cannot: of tasks that are there, with what they need."""
+    readable = []
+    for path in recipe.tasks:
+        with suppress(NearkinError):
+            load_labelled(path)
+            readable.append(path)
+    planner, found = _Planner(replace(recipe, tasks=tuple(readable))), []
+    for task in planner.tasks:
+        for phase in recipe.phases:
+            with suppress(NearkinError):
+                found.append(planner.arm(phase, task))
+    return found
 
 
 class _Planner:
@@ -174,12 +190,20 @@ class _Planner:
         store, method = self._store_for(part), part.method or "knn"
         budget = self.recipe.budget(part)
         selector = find_selector(method)
-        file = getattr(selector, "file", None)
+        named = getattr(selector, "file", None)
+        file = named and str(self.recipe.folder / Path(named).expanduser())
         if file is None:
             self._check(budget, store)
         text_alone = getattr(selector, "text_alone", False) and self.recipe.near != "all"
         read = self._texts(store, task.task) if text_alone else self._whole_store(store)
-        return self._step(part, [task], method, budget=budget, inputs=[*read, *_files(file)])
+        return self._step(
+            part,
+            [task],
+            method,
+            budget=budget,
+            inputs=[*read, *_files(file)],
+            method_file=file if file != named else None,
+        )
 
     def _check(self, budget: Budget, store: Store) -> None:
         try:
@@ -243,6 +267,7 @@ class _Planner:
         file: str | None = None,
         budget: Budget | None = None,
         name: str = "",
+        method_file: str | None = None,
     ) -> SelectStep:
         first, *others = [task.task for task in tasks]
         guarded = [path for task in others for path in (task.path / "dev.jsonl", task.path / "test.jsonl")]
@@ -261,6 +286,7 @@ class _Planner:
             self.recipe.encoder,
             self.recipe.seed,
             part.guarded,
+            method_file,
         )
 
     def _corpora(self) -> list[str]:
@@ -297,7 +323,18 @@ class _Planner:
 
 
 def _files(location: str | None) -> list[str]:
-    return [sha256_of_file(path) for path in find_files(location)] if location is not None else []
+    return [_hash_of(path) for path in find_files(location)] if location is not None else []
+
+
+def _hash_of(path: Path) -> str:
+    stat = path.stat()
+    return _hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """A domain of gigabytes once a process, though every arm has it."""
+    return sha256_of_file(path)
 
 
 def _fingerprint_of(task: Task, splits: Sequence[str]) -> str:

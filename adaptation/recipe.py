@@ -1,19 +1,19 @@
 """Recipes: what `nearkin run` is to do, from a TOML file, from the command line, or from both.
 
-The command line wins over the file. Paths in a file are relative to it. Settings start from a preset, then come the
-tables ``[adapt]``, ``[dapt]`` and ``[finetune]``, then those of one phase, ``[phase."NAME".adapt]``.
+The command line wins over the file, its tables too. Paths in a file are relative to it. Settings start from a preset,
+then come the tables ``[adapt]``, ``[dapt]`` and ``[finetune]``, then those of one phase, ``[phase."NAME".adapt]``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adaptation.finetune import FinetuneSettings
-from adaptation.mlm import AdaptSettings
+from adaptation.mlm import SEEDS, AdaptSettings
 from adaptation.phases import Part, Phase, parse_phase
 from selection.errors import InputError, NearkinError, did_you_mean, explain_os_error
 from selection.filling import Budget
@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+USUAL_K = 50
 SETTINGS = {"adapt": AdaptSettings, "dapt": AdaptSettings, "finetune": FinetuneSettings}
 PATHS = {"task", "tasks", "store", "out", "curated", "transfer"}
 NAMES = {"model", "domain", "unrelated"}  # of something known elsewhere; or paths
@@ -52,6 +53,8 @@ KEYS: dict[str, Any] = {
     "preset": str, "seeds": int, "seed": int, "k": int, "tokens": int, "docs": int, "domain": str, "unrelated": str,
     "curated": str, "transfer": str, "encoder": str, "near": str,
 }  # fmt: skip
+OVERRULED = (("adapt", "seed"), ("dapt", "seed"), ("finetune", "seeds"))
+"""Settings that are options of `nearkin run` too: their tables and keys."""
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list of texts"}
 
 
@@ -67,8 +70,8 @@ class Recipe:
         store: where passages come from; phases of the task's own text need none.
         preset: one of `PRESETS`.
         seed: of selection and masked-LM training; finetuning has seeds 0 to n - 1.
-        k: passages a task example, for phases whose name has no number.
-        tokens, docs: a budget for every set instead of `k`; a number in a phase's name stays a further limit.
+        k: passages a task example, for phases whose name has no number; None is `USUAL_K` where nothing else limits.
+        tokens, docs: a budget for every set; where a set has `k` too, the limit that is reached first ends it.
         domain, unrelated: what DAPT and not-DAPT train on: a corpus of the store, or a path.
         curated: file of Curated-TAPT's passages.
         transfer: task of Transfer-TAPT.
@@ -76,6 +79,7 @@ class Recipe:
         near: what else than equal texts is kept out of sets, see `selection.augmentation.select`.
         tables: settings by ``adapt``, ``dapt``, ``finetune``, over the preset's.
         by_phase: the same for one phase, by its name.
+        folder: what a path in a phase's name starts from (``curated:file=mine.jsonl-TAPT``).
     """
 
     model: str
@@ -85,7 +89,7 @@ class Recipe:
     store: Path | None = None
     preset: str = "paper"
     seed: int = 0
-    k: int = 50
+    k: int | None = None
     tokens: int | None = None
     docs: int | None = None
     domain: str | None = None
@@ -96,6 +100,7 @@ class Recipe:
     near: str = "ngrams"
     tables: Tables = field(default_factory=dict)
     by_phase: Mapping[str, Tables] = field(default_factory=dict)
+    folder: Path = Path()
 
     def adapting(self, phase: Phase, schedule: str) -> AdaptSettings:
         """Settings of a part of `phase` with the schedule ``adapt`` or ``dapt``."""
@@ -110,7 +115,7 @@ class Recipe:
         if part.text != "selected":
             return Budget(everything=True)
         limited = self.tokens is not None or self.docs is not None
-        return Budget(k=part.k if part.k or limited else self.k, tokens=self.tokens, docs=self.docs)
+        return Budget(k=part.k or self.k or (None if limited else USUAL_K), tokens=self.tokens, docs=self.docs)
 
     def _settings(self, phase: Phase, table: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -153,8 +158,10 @@ def read_recipe(
         if one in given:
             values.pop(other, None)
     if given.keys() & {"k", "tokens", "docs"}:
-        values = {key: value for key, value in values.items() if key not in ("tokens", "docs")}
-    return _recipe({**values, **given}, tables, source)
+        values = {key: value for key, value in values.items() if key not in ("k", "tokens", "docs")}
+    recipe = _recipe({**values, **given}, tables, source)
+    recipe = replace(recipe, folder=base if "phases" in values and "phases" not in given else Path())
+    return _overruled(recipe, [pair for pair in OVERRULED if pair[1] in given])
 
 
 def _recipe(values: dict[str, Any], tables: dict[str, Any], source: str) -> Recipe:
@@ -172,8 +179,8 @@ def _recipe(values: dict[str, Any], tables: dict[str, Any], source: str) -> Reci
     for key in ("k", "tokens", "docs"):
         if values.get(key, 1) < 1:
             raise NearkinError(f"{source}: {key} must be at least 1, not {values[key]}")
-    if values.get("seed", 0) < 0:
-        raise NearkinError(f"{source}: seed must be at least 0, not {values['seed']}")
+    if not 0 <= values.get("seed", 0) < SEEDS:
+        raise NearkinError(f"{source}: seed must lie between 0 and {SEEDS - 1}, not {values['seed']}")
     if values.get("near", "ngrams") not in NEAR:
         raise NearkinError(f"{source}: near is one of {', '.join(NEAR)}, not {values['near']!r}")
     if not values.keys() & {"k", "tokens", "docs"}:
@@ -192,6 +199,24 @@ def _recipe(values: dict[str, Any], tables: dict[str, Any], source: str) -> Reci
     )
     _try_settings(recipe, source)
     return recipe
+
+
+def _overruled(recipe: Recipe, given: Sequence[tuple[str, str]]) -> Recipe:
+    """The recipe without what its tables, phases' own too, say of settings that were given as options.
+
+    Args:
+        given: table and key of each.
+    """
+
+    def without(tables: Tables, keys: Sequence[tuple[str, str]]) -> Tables:
+        return {
+            name: {key: value for key, value in table.items() if (name, key) not in keys}
+            for name, table in tables.items()
+        }
+
+    # The general seeds are those of the option already.
+    tables = without(recipe.tables, [pair for pair in given if pair[1] != "seeds"])
+    return replace(recipe, tables=tables, by_phase={name: without(own, given) for name, own in recipe.by_phase.items()})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

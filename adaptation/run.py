@@ -11,13 +11,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adaptation.phases import parse_phase
-from adaptation.planning import Arm, Plan, plan_recipe
+from adaptation.planning import Arm, Plan, plan_recipe, possible_arms
 from adaptation.prediction import Prediction, Predictor
 from adaptation.recipe import Recipe
 from adaptation.steps import AdaptStep, Step
@@ -165,23 +166,36 @@ class _Runner:
 
     @cached_property
     def others(self) -> tuple[Recipe, list[dict[str, Any]]]:
-        """The recipe with further phases and tasks, and their rows: those in the file that would come out the same."""
-        file, planned = self.recipe.out / RESULT_FILE, {(arm.task, arm.phase.name) for arm in self.plan.arms}
+        """The recipe with further phases and tasks, and their rows: those in the file that would come out the same.
+
+        A row that cannot be planned any more, its task's folder gone say, stays where the recipe is the same otherwise.
+        """
+        planned = {(arm.task, arm.phase.name) for arm in self.plan.arms}
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-            phases = dict.fromkeys([*self.recipe.phases, *(parse_phase(row["phase"]) for row in known["rows"])])
-            tasks = dict.fromkeys([*self.recipe.tasks, *map(Path, known["recipe"]["tasks"])])
-            whole = replace(self.recipe, phases=tuple(phases), tasks=tuple(tasks))
-            there = {(arm.task, arm.phase.name): folders_of(arm, self.cache) for arm in plan_recipe(whole).arms}
-        except (OSError, NearkinError, KeyError, TypeError):
+            known = json.loads((self.recipe.out / RESULT_FILE).read_text(encoding="utf-8"))
+            rows = [row for row in known["rows"] if (row["task"], row["phase"]) not in planned]
+            whole = self._with_those_of(rows, [Path(task) for task in known["recipe"]["tasks"]])
+            there = {(arm.task, arm.phase.name): folders_of(arm, self.cache) for arm in possible_arms(whole)}
+            same = _apart(known["recipe"]) == _apart(json.loads(json.dumps(_plain(self.recipe))))
+            places = [(row["task"], row["phase"]) for row in rows]
+            kept = [
+                row
+                for place, row in zip(places, rows, strict=True)
+                if (there[place] == row.get("folders") if place in there else same)
+            ]
+        except (OSError, ValueError, KeyError, TypeError):
             return self.recipe, []
-        places = [(row["task"], row["phase"]) for row in known["rows"]]
-        kept = [
-            row
-            for place, row in zip(places, known["rows"], strict=True)
-            if place not in planned and place in there and there[place] == row.get("folders")
-        ]
         return (whole if kept else self.recipe), kept
+
+    def _with_those_of(self, rows: Sequence[dict[str, Any]], tasks: Sequence[Path]) -> Recipe:
+        """The recipe with the phases and tasks of rows; a task that it has by another path is not taken twice."""
+        further = dict.fromkeys(self.recipe.phases)
+        for row in rows:
+            with suppress(NearkinError):  # a method whose package is gone
+                further[parse_phase(row["phase"])] = None
+        mine, wanted = {arm.task for arm in self.plan.arms}, {row["task"] for row in rows}
+        others = {name: task for task in tasks if (name := task.resolve().name) in wanted - mine}
+        return replace(self.recipe, phases=tuple(further), tasks=(*self.recipe.tasks, *others.values()))
 
     def _step(self, step: Step) -> None:
         if step.key in self.told:
@@ -260,8 +274,8 @@ def _part(step: AdaptStep, record: dict[str, Any]) -> dict[str, Any]:
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON: what was asked for, and the settings of every phase as they were in the end."""
     named = asdict(replace(recipe, phases=()))
-    named |= {key: str(value) for key, value in named.items() if isinstance(value, Path)}
-    named["tasks"] = [str(task) for task in recipe.tasks]
+    named |= {key: str(value.resolve()) for key, value in named.items() if isinstance(value, Path)}
+    named["tasks"] = [str(task.resolve()) for task in recipe.tasks]
     named["phases"] = [phase.name for phase in recipe.phases]
     named["settings"] = {
         phase.name: {
@@ -271,6 +285,15 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
         for phase in recipe.phases
     }
     return named
+
+
+def _apart(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON without what may differ from call to call: its tasks and phases, and how many seeds."""
+    varying = ("tasks", "phases", "settings", "out", "folder")
+    left = {name: value for name, value in recipe.items() if name not in varying}
+    tables = {**left["tables"]}
+    tables["finetune"] = {name: value for name, value in tables.get("finetune", {}).items() if name != "seeds"}
+    return left | {"tables": tables}
 
 
 def forecast(plan: Plan, cache: Path, predicted: dict[str, Prediction]) -> list[str]:

@@ -16,10 +16,10 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
 from selection.files import fingerprint, locked, sweep, write_json
 from selection.filling import Budget
+
+if TYPE_CHECKING:
+    from selection.selectors import Selector
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ class SelectStep(Step):
         file: what `selection.ingest.find_files` takes.
         exclude: files of texts that must not be selected beside the task's own.
         guarded: whether dev and test texts are kept out.
+        method_file: what `method` reads, where its name says so by a path of a recipe.
     """
 
     task: Path
@@ -120,6 +124,7 @@ class SelectStep(Step):
     encoder: str | None = None
     seed: int = 0
     guarded: bool = True
+    method_file: str | None = None
     kind: ClassVar[str] = "select"
     result: ClassVar[str] = "manifest.json"
 
@@ -127,14 +132,24 @@ class SelectStep(Step):
         shape = {"method": self.method, "budget": asdict(self.budget), "near": self.near, "seed": self.seed}
         return shape if self.guarded else shape | {"guarded": False}
 
+    def how(self) -> str | Selector:
+        """The method, as `selection.augmentation.select` takes it."""
+        from selection.selectors.curated import CuratedSelector
+        from selection.selectors.registry import find_selector
+
+        if self.file is not None:
+            return CuratedSelector(self.file)
+        if self.method_file is None:
+            return self.method
+        found: Any = find_selector(self.method)
+        return cast("Selector", replace(found, file=self.method_file))
+
     def run(self, cache: Path, say: Say = logger.info) -> None:
         from selection.augmentation import select
-        from selection.selectors.curated import CuratedSelector
 
-        method = self.method if self.file is None else CuratedSelector(self.file)
         with _store_or_empty(self.store) as store:
             select(
-                store, self.task, self.folder(cache), method, self.budget, exclude=self.exclude, near=self.near,
+                store, self.task, self.folder(cache), self.how(), self.budget, exclude=self.exclude, near=self.near,
                 encoder=self.encoder if self.file is None else None, seed=self.seed, guarded=self.guarded,
                 overwrite=True, report=say,
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -16,6 +17,7 @@ from selection.files import TextFingerprint, fingerprint
 from selection.task import SPLITS, Task, read_task
 from selection.wording import join
 
+MOST_NAMED = 5
 Metric = Literal["macro", "micro"]
 
 
@@ -50,6 +52,12 @@ class LabelledTask:
         return fingerprint(*self.labels, *map(TextFingerprint.of, columns))
 
 
+def some(labels: Sequence[str]) -> str:
+    """Labels for a sentence: all of them, or `MOST_NAMED` and how many more there are."""
+    more = len(labels) - MOST_NAMED
+    return join([*map(repr, labels[:MOST_NAMED]), *([f"{more:,} more"] if more > 0 else [])])
+
+
 def load_labelled(path: Path | str) -> LabelledTask:
     """Reads a task folder and numbers its labels, by the sorted names of the train split.
 
@@ -70,7 +78,7 @@ def load_labelled(path: Path | str) -> LabelledTask:
         if ids.null_count:
             unknown = pc.unique(table["label"].filter(pc.is_null(ids))).sort().to_pylist()
             raise InputError(
-                f"task {task.path}: {split}.jsonl has the label{'s' * (len(unknown) > 1)} {join(map(repr, unknown))} "
+                f"task {task.path}: {split}.jsonl has the label{'s' * (len(unknown) > 1)} {some(unknown)} "
                 "that train.jsonl lacks, so no classifier can learn it; mend the splits"
             )
         splits[split] = pa.table({"text": table["text"], "label": ids.cast(pa.int64())})

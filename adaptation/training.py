@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
 WARMUP_SHARE = 0.06
 SPENT = "seconds.txt"
+SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
 def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **others: Any) -> Any:
@@ -74,6 +76,8 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         **ADAM,
         **others,
     )
+    # `accelerate launch` sets a precision in the environment, which Trainer takes where bf16 is off.
+    found.mixed_precision = "bf16" if bf16 else "no"
     return one_device(found)
 
 
@@ -87,7 +91,16 @@ def processes() -> Any:
     """accelerate's state of the processes that train together, as Trainer sees it.
 
     It is asked of TrainingArguments, since a state made without them takes several processes on CPUs for one.
+
+    Raises:
+        NearkinError: accelerate was told to divide the model among them.
     """
+    for name, what in SHARDING.items():
+        if os.environ.get(name, "").lower() in ("1", "t", "true", "y", "yes", "on"):
+            raise NearkinError(
+                f"accelerate is set up for {what} ({name}), and every process here holds a whole model: "
+                "run `accelerate config` anew without it, or start with `accelerate launch --multi_gpu`"
+            )
     with tempfile.TemporaryDirectory() as folder:
         return TrainingArguments(output_dir=folder, report_to="none").distributed_state
 

@@ -31,7 +31,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "nearkin demo\nnearkin demo --out somewhere --seed 1",
     )
     demo.add_argument("--out", metavar="DIR", default="nearkin-demo", help="where it works (default: nearkin-demo)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=seed, default=0)
     _register_report(commands)
     bench = add_command(commands, "bench", None, "the measurements, peers in the same run")
     benches = bench.add_subparsers(metavar="BENCHMARK", required=True)
@@ -205,7 +205,7 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument(
         "--leaks", action="store_true", help="each set without the leak guard too: what contamination would buy"
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="finetuning seeds (default: 3)")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="finetuning seeds (default: the recipe's, else 3)")
     parser.add_argument("--budget-tokens", type=positive, metavar="T", help="of each set (default: the preset's)")
     parser.add_argument("--model", metavar="M", help=f"(default: the recipe's, else {DEFAULT_ENCODER})")
     parser.add_argument("--preset", choices=("quick", "paper"), help="(default: the recipe's, else quick)")
@@ -331,7 +331,7 @@ def run_search(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_search(rows, args.plot)
-    return _finish(rows, args.out)
+    return _finish(rows, None)  # which are written, beside those of other calls
 
 
 def run_cascade(args: argparse.Namespace) -> int:
@@ -382,7 +382,7 @@ def run_selectors(args: argparse.Namespace) -> int:
     )
     if args.plot:
         plot_selectors(rows, args.plot)
-    return _finish(rows, args.out)
+    return _finish(rows, None)  # which are written, beside those of other calls
 
 
 def run_training(args: argparse.Namespace) -> int:
@@ -415,12 +415,13 @@ def run_frontier(args: argparse.Namespace) -> int:
     phases = phase_names(args.methods)
     options = {
         "tasks": args.tasks, "store": args.store, "model": args.model, "preset": args.preset, "encoder": args.encoder,
-        "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens,
+        "seeds": args.seeds, "seed": args.seed, "out": str(args.work), "tokens": args.budget_tokens,
         "phases": [*phases, *(unguarded(phases) if args.leaks else ())],
     }  # fmt: skip
     recipe = read_recipe(args.recipe, options, {"model": DEFAULT_ENCODER, "preset": "quick"})
     command = shlex.join(["nearkin", *sys.argv[1:]])
-    rows = frontier(recipe, seeds=args.seeds, out=args.out, command=command, say=say)
+    seeds = recipe.tables.get("finetune", {}).get("seeds", 3)
+    rows = frontier(recipe, seeds=seeds, out=args.out, command=command, say=say)
     found = summary(rows)
     if args.plot:
         plot_frontier(rows, args.plot)

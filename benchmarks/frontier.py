@@ -24,7 +24,7 @@ import numpy as np
 from adaptation.phases import UNGUARDED, Phase, parse_phase
 from adaptation.planning import Arm, plan_recipe
 from adaptation.prediction import Predictor
-from adaptation.recipe import Recipe
+from adaptation.recipe import USUAL_K, Recipe
 from adaptation.steps import FORMAT, FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
 from benchmarks.results import Row, read_rows, write_rows
@@ -44,6 +44,7 @@ Place = tuple[str, str, int]
 
 BASELINES = ("none", "TAPT", "RAND-TAPT")
 TRIAL = 512
+AUTO = "auto"
 
 
 def phase_names(methods: Sequence[str]) -> list[str]:
@@ -263,7 +264,7 @@ class _Grid:
         with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
             target = Path(scratch) / "set"
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(time_selection, store.path, step.task, step.method, target, options).result()
+                found = pool.submit(time_selection, store.path, step.task, step.how(), target, options).result()
         # A cascade encodes what it needs within the selection.
         needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
         return {
@@ -295,7 +296,7 @@ class _Grid:
         task = load_labelled(step.task)
         metric = step.settings.metric or metric_of(task.task.name)
         folder = transformer_folder(step.before.location(self.cache))
-        settled = self._settled()
+        settled = self._settled() if step.settings.bf16 == AUTO else None
         bf16 = use_bf16(step.settings.bf16) if settled is None else settled
         tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
         with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
@@ -305,8 +306,9 @@ class _Grid:
         return {**found, **known, "predicted": [task.labels[number] for number in predicted.tolist()]}
 
     def _settled(self) -> bool | None:
-        """What this grid's finetuning computed in before, so that seeds compare; None at the first cell."""
-        return next((row["bf16"] for row in self._mine().values()), None)
+        """What this grid's finetuning settled on where it had the choice, so that seeds compare; None at first."""
+        of_rows = ((json.loads(row["settings"])["finetune"]["bf16"], row["bf16"]) for row in self._mine().values())
+        return next((settled for asked, settled in of_rows if asked == AUTO), None)
 
 
 def _key(arm: Arm, seed: int) -> str:
@@ -329,7 +331,10 @@ def _shape(recipe: Recipe, arm: Arm) -> str:
         settings[table].pop(unshaping)
     texts = [f"{name}:{shard.text}" for name, _, shard in Store(recipe.store).corpus.shards] if recipe.store else []
     content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16], "format": FORMAT}
-    return json.dumps({name: getattr(recipe, name) for name in names} | settings | {"phase": recipe.by_phase} | content)
+    both = recipe.k is not None and (recipe.tokens is not None or recipe.docs is not None)
+    content |= {"limits": "k too"} if both else {}
+    values = {name: getattr(recipe, name) for name in names} | {"k": recipe.k or USUAL_K}
+    return json.dumps(values | settings | {"phase": recipe.by_phase} | content)
 
 
 def _commit() -> str:

@@ -66,7 +66,8 @@ def selectors(
         scratch: for copies of the store and the sets; default beside `store`. The sets are left there.
 
     Returns:
-        One row a task and method: ``task``, ``method``, ``encoder``, ``corpus`` (its passages), ``seed``, ``budget``,
+        One row a task and method asked for, whenever it was measured:
+        ``task``, ``method``, ``encoder``, ``corpus`` (its passages), ``seed``, ``budget``,
         ``passages``, ``tokens``, ``first_s``, ``again_s``, of the first run ``encode_s``, ``rank_s`` and ``fill_s``,
         ``passages_s`` (of the corpus, first run),
         ``memory_mb`` (peak of the process, or of one it started), ``purity`` (share of the set's text from the task's
@@ -103,7 +104,8 @@ def selectors(
             rows.append({"task": examples.name, "method": method, **same, **row, **judge(target)})
             say(f"{examples.name}: {method} {row['first_s']:.1f} s, again {row['again_s']:.1f} s")
             write_rows(rows, out)
-    return rows
+    places = {(read_task(path).name, method) for path, _ in named for method in [*methods, *peers]}
+    return [row for row in rows if same.items() <= row.items() and (row["task"], row["method"]) in places]
 
 
 def _named(store: Store, task: str) -> tuple[Path, str | None]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 EXACT = 16
 DRAWS = 20_000
 LEVEL = 0.95
+ALIKE = 1e-9  # points of F1 that are rounding
 
 Scores = Mapping[str, Mapping[int, float]]
 """F1 by task and seed."""
@@ -75,7 +76,7 @@ def _p(parts: npt.NDArray[np.float64], draws: np.random.Generator) -> float:
     else:
         flips = draws.choice([-1.0, 1.0], (DRAWS, count))
         extra = 1
-    far = np.abs(flips @ parts) >= abs(parts.sum()) * (1 - 1e-9)
+    far = np.abs(flips @ parts) >= abs(parts.sum()) - ALIKE
     return float((far.sum() + extra) / (len(flips) + extra))
 
 
@@ -88,7 +89,7 @@ def _interval(differences: list[npt.NDArray[np.float64]]) -> tuple[float | None,
     # Variance that each task's mean brings into the mean of them.
     parts = np.array([d.var(ddof=1) for d in differences]) / counts / len(counts) ** 2
     mean, whole = np.mean([d.mean() for d in differences]), parts.sum()
-    if whole == 0:  # differences that are all alike say nothing of how far they may lie apart
+    if np.sqrt(whole) < ALIKE:  # differences that are all alike say nothing of how far they may lie apart
         return None, None
     freedom = whole**2 / (parts**2 / (counts - 1)).sum()
     half = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(whole)

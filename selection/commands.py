@@ -364,10 +364,12 @@ def size(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """An integer of at least 0, for argparse."""
+    """An integer from 0 to 2**32 - 1, for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is more than {2**32 - 1}")
     return value
 
 

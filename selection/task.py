@@ -95,10 +95,16 @@ def _read_split(path: Path) -> pa.Table:
     columns: dict[str, pa.ChunkedArray] = {"text": texts_of(table, path)}
     if "label" in table.schema.names:
         columns["label"] = table["label"]
+        fractions = pa.types.is_floating(table["label"].type) and not _whole(table["label"])
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists, which selection does not mind
-            columns["label"] = table["label"].cast(pa.string())
+            columns["label"] = table["label"] if fractions else table["label"].cast(pa.string())
     table = pa.table(columns)
     table = table.filter(pc.invert(is_blank(table["text"])))
     if table.num_rows == 0:
         raise InputError(f"{path} has no text")
     return table
+
+
+def _whole(numbers: pa.ChunkedArray) -> bool:
+    """Whether all are whole; others are measurements, and no names of classes."""
+    return pc.all(pc.equal(numbers, pc.floor(numbers)), min_count=0).as_py() is True

@@ -12,11 +12,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+import adaptation.texts
 import adaptation.training
-from adaptation.classifier import BestEpoch, renew_head
+from adaptation.classifier import BestEpoch, encode, renew_head
 from adaptation.finetune import FinetuneSettings, f1, finetune
-from adaptation.loading import load_classifier
+from adaptation.loading import load_classifier, load_tokenizer
 from adaptation.mlm import adapt
+from adaptation.tasks import load_labelled
 from adaptation.training import alone_at
 from selection.errors import InputError, NearkinError
 
@@ -237,3 +239,33 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_model, marked_ta
         adapt(tiny_model("bert"), [marked_task], out)
     out.rmdir()
     assert list(tmp_path.iterdir()) == [marked_task]
+
+
+def test_a_base_that_learnt_several_labels_an_example_learns_one(tmp_path, tiny_model) -> None:
+    base = load_classifier(Path(tiny_model("bert-encoder")), ["a", "b"], 0.1)
+    base.config.problem_type = "multi_label_classification"
+    base.save_pretrained(tmp_path)
+    again = load_classifier(tmp_path, ["a", "b", "c"], 0.1)
+    assert torch.isfinite(again(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([2])).loss)
+
+
+def test_every_dropout_of_modernbert_is_set(tmp_path) -> None:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ModernBertForMaskedLM(ModernBertConfig(vocab_size=60000, **shape)).save_pretrained(tmp_path)
+    model = load_classifier(tmp_path, ["a", "b"], 0.25)
+    shares = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert shares == {0.25}
+
+
+def test_examples_are_encoded_alike_in_blocks_of_any_size(marked_task, tiny_model, monkeypatch) -> None:
+    table, tokenizer = load_labelled(marked_task).splits["train"], load_tokenizer(Path(tiny_model("bert")))
+    whole, cut = encode(table, tokenizer, 8)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 7)
+    parts, cut_in_parts = encode(table, tokenizer, 8)
+    assert parts.data.table.to_pylist() == whole.data.table.to_pylist()
+    assert cut_in_parts == cut > 0
+    for row, text in zip(parts.data.table.to_pylist(), table["text"].to_pylist(), strict=True):
+        assert row["input_ids"] == tokenizer(text, truncation=True, max_length=8)["input_ids"]
+        assert row["length"] == len(row["input_ids"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,13 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_model, marked_t
     assert "continuing from step 5" in said
     ends = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert ends[0] == ends[1]
+
+
+def test_several_processes_are_refused_before_anything_is_read(tmp_path, tiny_model, monkeypatch) -> None:
+    together = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr(adaptation.training, "processes", lambda: together)
+    with pytest.raises(NearkinError, match="start one process"):
+        adapt(tiny_model("bert"), [tmp_path / "none"], tmp_path / "out", settings=SMALL, joint=tmp_path / "none")
 
 
 def test_settings_of_the_task_are_checked() -> None:

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+import adaptation.texts
 from adaptation.loading import load_tokenizer
 from adaptation.masking import IGNORED, Epoch, Masker, Pieces, generator, padded
-from adaptation.texts import lengths_of, open_pieces, tokenise
+from adaptation.texts import blocks, lengths_of, open_pieces, tokenise
 from selection.models import resolve_model
 
 
@@ -27,6 +28,24 @@ def pieces(tmp_path: Path, sentences: list[str], tokenizer: object) -> Callable[
         return open_pieces(tmp_path / "pieces.arrow")
 
     return make
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_pieces_do_not_depend_on_the_blocks_they_are_cut_in(pieces, monkeypatch, words) -> None:
+    whole = pieces(16, words).data.table.to_pylist()
+    monkeypatch.setattr(adaptation.texts, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 9)
+    assert pieces(16, words).data.table.to_pylist() == whole
+    assert len({row["text_row"] for row in whole}) > 300
+
+
+def test_a_block_of_texts_is_bounded_by_rows_and_by_bytes(monkeypatch) -> None:
+    monkeypatch.setattr(adaptation.texts, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(adaptation.texts, "BLOCK_ROWS", 3)
+    texts = pa.chunked_array([["a" * n for n in (4, 6, 1)], ["b" * n for n in (30, 1, 1, 1, 1)]], pa.large_string())
+    found = [(block.start, block.stop) for block in blocks(texts)]
+    assert found == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+    assert list(blocks(texts[:0])) == []
 
 
 def test_15_percent_of_tokens_are_chosen_and_split_80_10_10(pieces, tokenizer) -> None:
@@ -91,6 +110,21 @@ def test_long_texts_are_split_without_loss(pieces, tokenizer, sentences) -> None
     for number in range(0, 50):
         ids = [i for row in np.flatnonzero(rows == number) for i in data[int(row)]["input_ids"][1:-1]]
         assert ids == tokenizer(sentences[number], add_special_tokens=False)["input_ids"]
+
+
+def test_words_far_behind_the_beginning_of_a_text_cost_no_more_draws(tokenizer, monkeypatch) -> None:
+    masker, sizes, rand = Masker.of(tokenizer, 0.5, 0, Epoch()), [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda shape, **others: sizes.append(tuple(shape)) or rand(shape, **others))
+    ids, real = torch.full((3, 6), 5000), torch.ones(3, 6, dtype=torch.bool)
+    words = torch.tensor([[-1, 0, 1, 1, 2, -1], [-1, 700_000, 700_001, 700_001, 700_002, -1], [-1] * 6])
+    labels = [masker.mask(ids, real, words, generator(seed))[1] != IGNORED for seed in range(40)]
+    assert set(sizes) == {(3, 4), (3, 6)}
+    chosen = torch.stack(labels)
+    assert torch.equal(chosen[:, :2, 2], chosen[:, :2, 3])
+    assert not chosen[:, :, [0, 5]].any()
+    assert not chosen[:, 2].any()
+    assert not torch.equal(chosen[:, 0], chosen[:, 1])
+    assert chosen[:, :2, 1:5].float().mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_generators_differ_by_every_part() -> None:

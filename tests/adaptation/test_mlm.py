@@ -71,6 +71,22 @@ def test_held_out_loss_is_float32s_before_and_after_bfloat16(tmp_path, tiny_mode
     assert again.held_out_loss["before"] == pytest.approx(first.held_out_loss["after"], abs=1e-6)
 
 
+def test_a_precision_of_accelerates_environment_is_not_taken(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    short = replace(SMALL, max_steps=4)
+    adapt(tiny_model("bert"), [texts], tmp_path / "plain", settings=short)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    adapt(tiny_model("bert"), [texts], tmp_path / "launched", settings=short)
+    assert weights(tmp_path / "launched") == weights(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_model_divided_among_processes_is_refused(tmp_path, tiny_model, texts, monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(NearkinError, match=f"{name}.*holds a whole model"):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=SMALL)
+    assert list(tmp_path.glob("out*")) == []
+
+
 def test_tokens_seen_are_the_tokens_of_every_epoch(tmp_path, tiny_model, texts) -> None:
     adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, max_steps=None, epochs=3))
     record = json.loads((tmp_path / "out" / "adaptation.json").read_text())
@@ -149,6 +165,30 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert result.held_out_loss == whole.held_out_loss
     assert result.tokens_seen == whole.tokens_seen
     assert 1000 < result.seconds < 1060 > result.training_seconds  # of both calls; of the last alone
+
+
+def test_settings_that_shape_nothing_stop_no_run_from_going_on(tmp_path, tiny_model, texts, monkeypatch) -> None:
+    step = adaptation.training.SteadyTrainer.training_step
+
+    def interrupt(trainer, *args, **kwargs):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    settings = replace(SMALL, max_steps=4, checkpoint_minutes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
+    said: list[str] = []
+    other = replace(settings, epochs=7, head_warmup_steps=9, head_learning_rate=1.0)
+    adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=other, say=said.append)
+    assert "continuing from step 2" in said
+
+
+def test_a_note_that_is_deleted_meanwhile_is_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert adaptation.mlm._note_of(tmp_path / "progress.json") == {}
 
 
 def test_order_is_kept_where_asked(tmp_path, tiny_model, texts, monkeypatch) -> None:

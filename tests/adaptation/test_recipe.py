@@ -94,6 +94,43 @@ def test_options_win_over_the_file(file: Path) -> None:
     assert recipe.budget(phase.parts[0]) == Budget(k=50, tokens=1000)
 
 
+def test_options_win_over_every_table_of_the_file(file: Path) -> None:
+    file.write_text(
+        RECIPE.replace("[adapt]", "[adapt]\nseed = 3").replace("[finetune]", "[finetune]\nseeds = 4")
+        + 'seed = 5\n[phase."TAPT".finetune]\nseeds = 6\nepochs = 2\n'
+    )
+
+    def seeds(**options: Any) -> list[int]:
+        recipe = read_recipe(file, options)
+        tapt, both = recipe.phases[1], recipe.phases[2]
+        assert recipe.finetuning(tapt).epochs == 2
+        assert recipe.adapting(tapt, "adapt").epochs == 10
+        drawn = [recipe.adapting(both, schedule).seed for schedule in ("adapt", "dapt")]
+        return [*drawn, recipe.finetuning(tapt).seeds, recipe.finetuning(both).seeds]
+
+    assert seeds() == [3, 5, 6, 4]
+    assert seeds(seed=9) == [9, 9, 6, 4]
+    assert seeds(seeds=2) == [3, 5, 2, 2]
+
+
+def test_a_limit_holds_beside_another_that_is_given_with_it(file: Path) -> None:
+    (part,) = parse_phase("kNN-TAPT").parts
+    assert of("TAPT", k=5, tokens=1000).budget(part) == Budget(k=5, tokens=1000)
+    assert of("TAPT", k=5, docs=10, preset="quick").budget(part) == Budget(k=5, docs=10)
+    assert of("TAPT", tokens=1000).budget(part) == Budget(tokens=1000)
+    assert read_recipe(file).budget(part) == Budget(k=20)
+    assert read_recipe(file, {"tokens": 1000}).budget(part) == Budget(tokens=1000)
+    assert read_recipe(file, {"k": 5, "tokens": 1000}).budget(part) == Budget(k=5, tokens=1000)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(NearkinError, match="between 0 and 4294967295"):
+        of("TAPT", seed=seed)
+    with pytest.raises(NearkinError, match="between 0 and 4294967295"):
+        AdaptSettings(seed=seed)
+
+
 def test_epochs_replace_the_presets_steps() -> None:
     recipe = of("TAPT", preset="quick")
     assert recipe.adapting(recipe.phases[0], "adapt").max_steps == 600
@@ -131,7 +168,7 @@ def test_names_and_paths_are_told_apart(file: Path) -> None:
         ("k = 20", "k = 0", "k must be at least 1, not 0"),
         ("k = 20", 'preset = "papre"', "unknown preset 'papre': choose one of paper, quick"),
         ("k = 20", 'near = "some"', "near is one of off, ngrams, all, not 'some'"),
-        ("k = 20", "seed = -1", "seed must be at least 0"),
+        ("k = 20", "seed = -1", "seed must lie between 0 and 4294967295"),
         ('model = "roberta-base"', "", "no model is named"),
         ('task = "tasks/chemprot"', "", "no task is named"),
         ("[adapt]\nepochs = 10", "adapt = 3", "adapt is a table of settings"),

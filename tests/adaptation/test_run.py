@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import adaptation.planning
 from adaptation import mlm
 from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe, read_recipe
@@ -28,6 +29,7 @@ from adaptation.steps import AdaptStep, FinetuneStep, SelectStep, Step
 from adaptation.texts import read_training_text
 from selection.building import build
 from selection.errors import NearkinError
+from selection.files import sha256_of_file
 from selection.ingest import CorpusSpec
 from selection.store import Store
 from tests.adaptation.conftest import write_jsonl
@@ -421,6 +423,68 @@ def test_results_of_other_phases_stay_in_the_file(make: Make) -> None:
     assert list(written()) == ["none", "TAPT"]
     run(make("none", adapt={"learning_rate": 1e-3}))  # in which it would not
     assert list(written()) == ["none"]
+
+
+def test_rows_stay_of_tasks_that_moved_and_of_phases_that_cannot_be_planned(
+    make: Make, world: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = (Path(shutil.copytree(world[key], tmp_path / key)) for key in ("task", "transfer"))
+    curated = Path(shutil.copy(world["curated"], tmp_path / "curated.jsonl"))
+    kept = {"curated": str(curated)}
+    run(make("none", "Curated", task=[str(first), str(second)], **kept))
+
+    def again(path: Path, **keys: Any) -> list[tuple[str, str]]:
+        recipe = make("none", task=str(path), **{**kept, **keys})
+        run(recipe)
+        written = json.loads((recipe.out / "results.json").read_text())
+        assert set(written["recipe"]["tasks"]) == {str(tmp_path / row["task"]) for row in written["rows"]}
+        return sorted((row["task"], row["phase"]) for row in written["rows"])
+
+    every = sorted((task, phase) for task in ("task", "transfer") for phase in ("none", "Curated-TAPT"))
+    assert again(tmp_path / "transfer" / ".." / "task") == every
+    shutil.move(second, tmp_path / "elsewhere")
+    assert again(first) == every
+    curated.unlink()
+    assert again(first) == every
+    assert again(first, seeds=2) == every
+    assert again(first, seed=1) == [("task", "none")]
+
+
+def test_a_file_that_phases_share_is_hashed_once(
+    make: Make, world: dict[str, Any], tmp_path: Path, monkeypatch
+) -> None:
+    read = []
+    monkeypatch.setattr(adaptation.planning, "sha256_of_file", lambda path: read.append(path) or sha256_of_file(path))
+    domain = Path(shutil.copy(world["curated"], tmp_path / "domain.jsonl"))
+    recipe = make("DAPT", "DAPT+TAPT", "DAPT+kNN-TAPT", domain=str(domain))
+    before = plan_recipe(recipe)
+    assert read.count(domain) == 1
+    domain.write_text(domain.read_text() + '{"text": "One passage more than there was."}\n')
+    assert plan_recipe(recipe).arms[0].selects[0].key != before.arms[0].selects[0].key
+    assert read.count(domain) == 2
+
+
+def test_a_methods_file_is_beside_the_recipe(world: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
+    keys = {name: world[name] for name in ("model", "task", "store")}
+    sets = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(world["curated"], folder / "mine.jsonl")
+        lines = [f'{key} = "{value}"' for key, value in keys.items()]
+        phases = 'phases = ["curated:file=mine.jsonl-TAPT"]'
+        (folder / "recipe.toml").write_text("\n".join([*lines, 'out = "out"', phases, "k = 1"]))
+        recipe = read_recipe(folder / "recipe.toml")
+        ((chosen,),) = [arm.selects for arm in plan_recipe(recipe).arms]
+        chosen.make(tmp_path / "steps")
+        sets.append(chosen)
+    assert sets[0].key == sets[1].key
+    assert sets[0].record(tmp_path / "steps")["passages"] > 10
+    # From the command line it is a path of the current folder, as ever.
+    monkeypatch.chdir(tmp_path / "first")
+    options = {"phases": ["curated:file=mine.jsonl-TAPT"]}
+    ((again,),) = [arm.selects for arm in plan_recipe(read_recipe(tmp_path / "second/recipe.toml", options)).arms]
+    assert (again.key, again.how()) == (sets[0].key, "curated:file=mine.jsonl-TAPT".removesuffix("-TAPT"))
 
 
 def test_two_runs_in_one_folder_are_refused(make: Make) -> None:

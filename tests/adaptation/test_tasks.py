@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptation.cards import cards
-from adaptation.tasks import load_labelled, metric_of
+from adaptation.tasks import load_labelled, metric_of, some
 from selection.errors import InputError
 from selection.task import read_task
 
@@ -90,7 +90,22 @@ def test_tasks_that_cannot_be_finetuned_on(tmp_path, jsonl) -> None:
         load_labelled(tmp_path)
 
 
-@pytest.mark.parametrize("labels", ['["a", "b"]', '{"a": 1}'])
+def test_whole_numbers_are_names_of_classes(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "one", "label": 0}\n{"text": "two", "label": 1}\n')
+    assert load_labelled(tmp_path).labels == ["0", "1"]
+
+
+def test_many_labels_are_named_in_part(tmp_path: Path, jsonl) -> None:
+    assert some(["b", "a"]) == "'b' and 'a'"
+    for split in ("train", "dev", "test"):
+        jsonl(tmp_path / f"{split}.jsonl", ["one", "two"], ["x", "y"])
+    jsonl(tmp_path / "dev.jsonl", [f"text {i}" for i in range(9)], list("abcdefghi"))
+    with pytest.raises(InputError, match="labels 'a', 'b', 'c', 'd', 'e' and 4 more that train"):
+        load_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("labels", ['["a", "b"]', '{"a": 1}', "0.25"])
 def test_labels_that_are_no_single_names_are_for_selection_alone(tmp_path: Path, labels: str) -> None:
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text(

@@ -14,6 +14,7 @@ from benchmarks import demo as demo_module
 from benchmarks import search as module
 from benchmarks.memory import memory
 from benchmarks.plots import plot_search
+from benchmarks.results import read_rows
 from benchmarks.search import search
 from selection.embedding import Embeddings
 from selection.store import Store
@@ -59,6 +60,8 @@ def test_search_measures_each_path_once_and_goes_on(store: Path, task_folder: Pa
     larger = search(store, task_folder, 10, passages=[2000], kinds=["stream"], peers=["FAISS IndexFlatIP"], **settings)
     [faiss] = [row for row in larger if row["passages"] == 2000 and row["path"].startswith("FAISS")]
     assert faiss["recall_k"] == pytest.approx(1, abs=0.01)
+    assert [(row["path"], row["passages"]) for row in larger] == [(n, 2000) for n in ("nearkin, stream", faiss["path"])]
+    assert len(read_rows(out)) == 6  # those of the other calls stay there
     plot_search(larger, plot)
     assert "<svg" in plot.read_text()
 

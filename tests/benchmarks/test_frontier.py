@@ -20,6 +20,7 @@ from benchmarks.frontier import frontier, phase_names, scores, summary, unguarde
 from benchmarks.frontier_plot import pareto, plot_frontier, points
 from benchmarks.results import Row, read_rows, write_rows
 from selection.store import Store
+from tests.conftest import Cli
 
 
 def test_phases_begin_with_the_baselines() -> None:
@@ -110,6 +111,28 @@ def test_a_renamed_task_is_the_same_task(
     assert {row["task"] for row in read_rows(out)} == {"renamed"}
 
 
+@pytest.mark.parametrize(("asked", "computed"), [("off", False), ("auto", True)])
+def test_a_phase_with_a_format_of_its_own_keeps_it(
+    recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path, monkeypatch, asked: str, computed: bool
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def see(folder, task, settings, metric, bf16, say):
+        raise Seen(bf16)
+
+    monkeypatch.setattr("adaptation.classifier.Finetuning", see)
+    of_none = replace(recipe, by_phase={"none": {"finetune": {"bf16": asked}}})
+    arms = plan_recipe(of_none).arms
+    made = grids._Grid(of_none, arms, 2, tmp_path / "rows.parquet", tmp_path, "", lambda line: None)
+    made.rows = [row | {"grid": made.grid, "bf16": True} for row in grid[1]]
+    with pytest.raises(Seen, match=str(computed)):
+        made._finetune(arms[0], 0)
+    for row in made.rows:  # what they were told to compute in settles nothing
+        row["settings"] = row["settings"].replace('"bf16": "auto"', '"bf16": "on"')
+    assert made._settled() is None
+
+
 def test_another_store_is_another_grid(recipe: Recipe, grid: tuple[Path, list[Row]], tmp_path: Path) -> None:
     store = Path(shutil.copytree(recipe.store, tmp_path / "store"))  # type: ignore[type-var, arg-type]
     arms = plan_recipe(recipe).arms
@@ -124,6 +147,35 @@ def test_another_store_is_another_grid(recipe: Recipe, grid: tuple[Path, list[Ro
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert grids._commit() == ""
+
+
+def test_a_limit_of_k_beside_tokens_is_another_grid(recipe: Recipe, grid: tuple[Path, list[Row]]) -> None:
+    arms = plan_recipe(recipe).arms
+    for k in (7, 50):
+        assert grids._shape(replace(recipe, k=k), arms[0]) != grid[1][0]["grid"]
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "seeds"), [("seeds = 4", [], 4), ("", [], 3), ("seeds = 4", ["--seeds", 2], 2)]
+)
+def test_seeds_are_those_of_the_recipe(tmp_path: Path, cli: Cli, monkeypatch, line, options, seeds) -> None:
+    asked = []
+    monkeypatch.setattr(grids, "frontier", lambda recipe, *, seeds, **others: asked.append(seeds) or [])
+    monkeypatch.setattr("benchmarks.results.format_rows", lambda rows: [])
+    (tmp_path / "recipe.toml").write_text(line)
+    given = (
+        "--tasks",
+        "t",
+        "--methods",
+        "knn",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        "--out",
+        tmp_path / "o",
+        *options,
+    )
+    code, _, said = cli("bench", "frontier", "store", *given)
+    assert (code, said, asked) == (0, "", [seeds])
 
 
 @pytest.mark.slow

@@ -54,6 +54,12 @@ def test_methods_and_peers_side_by_side(
     before = out.read_bytes()
     assert cli(*command)[0] == 0
     assert pq.read_table(out).drop(["time"]).equals(pq.read_table(before_file(tmp_path, before)).drop(["time"]))
+    few = ["--methods", "random", "--peers", "--tokens", 3000, "--scratch", tmp_path / "scratch", "--out", out]
+    code, printed, _ = cli("bench", "selectors", built, f"{task_folder}=docs", *few)
+    assert code == 0
+    assert "random" in printed
+    assert "dsir" not in printed
+    assert pq.read_table(out).num_rows == 5
 
 
 def own_share(folder: Path) -> float:

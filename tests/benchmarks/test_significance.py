@@ -63,6 +63,15 @@ def test_no_difference_is_no_evidence() -> None:
     assert found.low is found.high is None  # differences that are all alike say nothing of their spread
 
 
+def test_rounding_is_no_spread_and_no_evidence() -> None:
+    found = gain(scores([50.1, 60.2, 70.3]), scores([49.8, 59.9, 70.0]))  # 0.3 each, but for the last bits
+    assert found is not None
+    assert found.low is found.high is None
+    shifted = gain(scores([0.1 + 0.2, 0.0, 0.3]), scores([0.3, 0.0, 0.1 + 0.2]))
+    assert shifted is not None
+    assert shifted.p == 1.0
+
+
 @pytest.mark.parametrize("spreads", [(1.0,), (1.0, 1.0, 1.0), (5.0, 3.0, 1.0)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(spreads) -> None:
     draws = np.random.default_rng(0)
