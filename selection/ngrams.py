@@ -6,7 +6,8 @@ and runs of punctuation (NLTK's WordPunct), each unigram and each bigram put int
 A corpus has few distinct words and bigrams, so each is hashed once and then found by number: twenty times the package's
 speed on one thread. What comes out, 2 bytes an n-gram (about 0.7 of the text's size), is kept in the store under
 ``ngrams/``, filed by the fingerprint of the shard's text like embeddings, so that the second task reads arrays only;
-beside it how often each bucket occurs in the corpus, which is all that `inspect` asks for. All of it may be deleted at
+beside it how often each bucket occurs in the corpus, which is all that `inspect` asks for (of more than `COUNTED`
+shards, some are counted for it and nothing else is kept). All of it may be deleted at
 any time; a store that cannot be written to uses a temporary folder.
 
 Memory: one shard, and words and bigrams seen, at most `MOST_BIGRAMS` (16 bytes each) and `MOST_WORDS` (about 250 bytes
@@ -43,6 +44,7 @@ WORD_PUNCT = r"\w+|[^\w\s]+"
 MOST_WORDS, MOST_BIGRAMS = 1_000_000, 8_000_000
 SMALLEST = 1e-8  # added to every probability, as the package does
 BYTES_A_BYTE = 0.8
+COUNTED = 1000
 
 Buckets = npt.NDArray[np.integer]
 
@@ -233,19 +235,33 @@ class NgramFeatures:
         return Ragged(column.values.to_numpy(), column.offsets.to_numpy())
 
 
-def corpus_counts(store: Store, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:
-    """How often each bucket occurs in a store's corpus, int64 [buckets]; kept in the store, one small file."""
-    path = store.path / "ngrams" / f"counts-{buckets}.arrow"
+def corpus_counts(store: Store, buckets: int = BUCKETS, features: NgramFeatures | None = None) -> npt.NDArray[np.int64]:
+    """How often each bucket occurs in a store's corpus, int64 [buckets]; kept in the store, one small file.
+
+    Args:
+        features: of the whole corpus, which are counted; without them, where the corpus has more than `COUNTED` shards,
+            the text of so many that are drawn, since frequencies are all that is asked for.
+    """
+    sampled = features is None and len(store.corpus.shards) > COUNTED
+    path = store.path / "ngrams" / f"counts-{buckets}{f'-of-{COUNTED}-shards' * sampled}.arrow"
     about = {"texts": fingerprint(*(shard.text for _, _, shard in store.corpus.shards))}
     kept = None
     with contextlib.suppress(OSError):  # another user's
         kept = read_kept(path)
     if kept is not None and kept[1] == about:
         return np.asarray(kept[0].column(0).to_numpy())
-    counts = NgramFeatures(store, buckets).counts()
+    counts = _drawn_counts(store.corpus, buckets) if sampled else (features or NgramFeatures(store, buckets)).counts()
     with contextlib.suppress(OSError, NearkinError):  # a read-only store is counted anew
         write_kept(path, pa.RecordBatch.from_arrays([pa.array(counts)], ["count"]), about)
     return counts
+
+
+def _drawn_counts(corpus: Corpus, buckets: int) -> npt.NDArray[np.int64]:
+    total, hasher = np.zeros(buckets, np.int64), NgramHasher(buckets)
+    drawn = np.sort(np.random.default_rng(0).permutation(len(corpus.shards))[:COUNTED])
+    for number in tqdm(drawn.tolist(), desc="counting n-grams", unit=" shards", disable=None):
+        total += np.bincount(hasher(corpus.unchanged_texts(number)).values, minlength=buckets)
+    return total
 
 
 def text_counts(texts: pa.Array | pa.ChunkedArray, buckets: int = BUCKETS) -> npt.NDArray[np.int64]:

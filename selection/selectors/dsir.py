@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from selection.ngrams import BUCKETS, NgramFeatures, log_ratio, sums, text_counts
+from selection.ngrams import BUCKETS, NgramFeatures, corpus_counts, log_ratio, sums, text_counts
 from selection.selectors import Pool
 from selection.selectors.ranked import Ranked, Scored, gumbel
 
@@ -45,7 +45,8 @@ class DsirSelector:
 
     def _scan(self, pool: Pool) -> Iterator[Scored]:
         features = NgramFeatures(pool.store, self.buckets)
-        weights = log_ratio(text_counts(pool.task.train_texts, self.buckets), features.counts())
+        raw = corpus_counts(pool.store, self.buckets, features)
+        weights = log_ratio(text_counts(pool.task.train_texts, self.buckets), raw)
         first = 0
         noise = gumbel(pool.seed, self.name, (len(shard) for shard in features))
         for shard, noisy in zip(features, noise, strict=True):

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selection import ngrams as module
+from selection.building import collect
 from selection.errors import NearkinError, StoreError
+from selection.ingest import CorpusSpec
 from selection.kept import write_kept
 from selection.ngrams import NgramFeatures, NgramHasher, corpus_counts, log_ratio, sums, text_counts
 from selection.selectors.dsir import DsirSelector
@@ -91,6 +94,23 @@ def test_counts_of_a_corpus_are_kept_and_checked(store: Path, monkeypatch: pytes
     write_kept(kept, pa.RecordBatch.from_arrays([pa.array(expected * 2)], ["count"]), {"texts": "of an older corpus"})
     assert np.array_equal(corpus_counts(opened), expected)
     assert len(made) == 3
+
+
+def test_of_many_shards_some_are_counted_and_no_ngrams_kept(
+    store: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COUNTED", 1)
+    half = pq.read_table(corpus_file).slice(0, 300)
+    pq.write_table(half, tmp_path / "half.parquet")
+    collect(store, [CorpusSpec("half", str(tmp_path / "half.parquet"))])
+    opened = Store(store)
+    each = [np.bincount(NgramHasher()(opened.corpus.texts(n)).values, minlength=10_000) for n in range(2)]
+    counts = corpus_counts(opened)
+    assert any(np.array_equal(counts, one) for one in each)
+    (kept,) = (store / "ngrams").iterdir()
+    assert kept.is_file()
+    assert np.array_equal(corpus_counts(opened, features=NgramFeatures(opened)), each[0] + each[1])
+    assert np.array_equal(corpus_counts(opened), counts)
 
 
 def test_a_store_that_cannot_be_written_to_still_works(store: Path) -> None:
