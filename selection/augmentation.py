@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
+from selection.fetching import gathered as _gathered
 from selection.files import TextFingerprint, atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Forbidden, Gate, Nearness, Removed
@@ -202,20 +202,6 @@ def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
                 continue
             turned = batch if order == "rank" else batch.take(pa.array(np.arange(len(batch))[::-1]))
             writer.write_batch(turned)
-
-
-def _gathered(batches: list[pa.RecordBatch], ends: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> pa.Table:
-    """Rows of several batches, in the order asked for."""
-    which = np.searchsorted(ends, rows, "right")
-    order = np.argsort(which, kind="stable")
-    rows, bounds = rows[order], np.searchsorted(which[order], np.arange(len(batches) + 1))
-    parts = []
-    for number in np.flatnonzero(np.diff(bounds)):
-        inside = rows[bounds[number] : bounds[number + 1]] - (ends[number] - len(batches[number]))
-        parts.append(batches[number].take(pa.array(inside)))
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return pa.Table.from_batches(parts, AUGMENTATION).combine_chunks().take(pa.array(back))
 
 
 def _how(pool: Pool) -> dict[str, Any]:

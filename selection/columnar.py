@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selection.errors import InputError
-from selection.reading import BATCH_ROWS, kind_of
+from selection.reading import BATCH_BYTES, BATCH_ROWS, kind_of
 
 BUFFER_BYTES = 1 << 20
-BATCH_BYTES = 16 << 20
 
 
 class ColumnarFile(Protocol):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from selection.corpus import Corpus
 from selection.errors import InputError, NearkinError
+from selection.fetching import fetched
 from selection.gate import Gate
 from selection.selectors import Pool, Selector, SelectsFrom
 from selection.tokens import count_tokens
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 BLOCK = 8192
 READ_BYTES = 256 << 20
+AT_ONCE = 1 << 27  # candidates, whatever the budget: 2 GB of numbers
+BYTES_A_TOKEN = 4
+SPARE, LEAST_LET_IN = 1.1, 0.1  # candidates read beyond what a budget needs; the share that is counted upon
 NEARLY_FULL = 0.95  # of a budget in tokens, below which it is told what did not fit
 AUGMENTATION = pa.schema(
     [
@@ -78,7 +83,8 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
     """Asks `selector` for candidates, more of them while too few survive, until the budget is met.
 
     Memory: candidates with their texts, up to `READ_BYTES` at once, and what the gate remembers of those let in;
-    passages go to `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in.
+    passages go to `scratch` (Arrow IPC, `AUGMENTATION`) as they are let in. What does not fit at once lies in a file
+    beside it meanwhile.
 
     Raises:
         InputError: nothing survives, or the corpus is smaller than the budget.
@@ -98,7 +104,7 @@ def assemble(selector: Selector, pool: Pool, make_gate: Callable[[], Gate], budg
         ranked = time.perf_counter()
         filling = Filling(selector.name, corpus, make_gate(), budget, pool.tokenizer)
         with pa.ipc.new_file(str(scratch), AUGMENTATION) as writer:
-            filling.take(candidates, writer)
+            filling.take(candidates, writer, scratch.with_name("passages.arrow"))
         stages["rank"] += ranked - start
         stages["fill"] += time.perf_counter() - ranked
         if filling.full or budget.k is not None or wanted >= size or candidates.num_rows < wanted:
@@ -172,12 +178,19 @@ class Filling:
         ordered = sorted(self._sources.items(), key=lambda item: (-item[1], item[0]))
         return {name: count / max(self.passages, 1) for name, count in ordered}
 
-    def take(self, candidates: pa.Table, writer: pa.RecordBatchWriter) -> None:
+    def take(self, candidates: pa.Table, writer: pa.RecordBatchWriter, scratch: Path) -> None:
+        """Lets candidates in, in their order, until the budget is met.
+
+        Args:
+            candidates: with a column ``doc_id``, and those of `AUGMENTATION` that the method knows.
+            writer: gets those let in, as `AUGMENTATION`.
+            scratch: a file for passages that do not fit into memory, removed at the end.
+        """
         bar = tqdm(
             total=candidates.num_rows, desc=f"selecting {self.method}", unit=" candidates", disable=None, leave=False
         )
-        with bar:
-            for block, rows in self._read(candidates):
+        with bar, closing(self._read(candidates, scratch)) as blocks:
+            for block, rows in blocks:
                 if self.full:
                     return
                 keep = self.gate.admit(block["doc_id"].to_numpy(), rows)
@@ -195,23 +208,35 @@ class Filling:
                 writer.write_table(kept)
                 bar.update(block.num_rows)
 
-    def _read(self, candidates: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Candidates with their passages, a block at a time.
+    def _read(self, candidates: pa.Table, scratch: Path) -> Generator[tuple[pa.Table, pa.Table], None, None]:
+        """Candidates with their passages, a block at a time, up to `READ_BYTES` of text in memory.
 
-        They lie all over the corpus, and a shard takes about as long for one as for many. So several blocks are read at
-        once, more and more of them, up to `READ_BYTES` of text.
+        As many are read at once as the budget can still need: they lie all over the corpus, and a shard takes about as
+        long for one as for many.
         """
-        text = sum(shard.text_bytes for _, _, shard in self.corpus.shards)
-        mean = max(text / max(len(self.corpus), 1), 1)
-        most = max(int(READ_BYTES / mean), 1)
-        block, at_once, start = min(BLOCK, most), min(BLOCK, most), 0
-        while start < candidates.num_rows:
-            part = candidates.slice(start, at_once)
-            rows = self.corpus.take(part["doc_id"].to_numpy())
-            for begin in range(0, part.num_rows, block):
-                yield part.slice(begin, block), rows.slice(begin, block)
-            start += part.num_rows
-            at_once = min(2 * at_once, most)
+        doc_ids, start = candidates["doc_id"].to_numpy(), 0
+        while start < len(doc_ids):
+            stop = min(start + self._needed(start), len(doc_ids))
+            with closing(fetched(self.corpus, doc_ids[start:stop], scratch, READ_BYTES)) as tables:
+                for rows in tables:
+                    for begin in range(0, rows.num_rows, BLOCK):
+                        part = rows.slice(begin, BLOCK)
+                        yield candidates.slice(start + begin, part.num_rows), part
+                    start += rows.num_rows
+
+    def _needed(self, seen: int) -> int:
+        """How many candidates the budget may take to be met, behind the first `seen`."""
+        let_in = max(self.passages / seen, LEAST_LET_IN) if seen else 1.0
+        needed = AT_ONCE
+        if self.budget.docs is not None:
+            needed = min(needed, int(SPARE * (self.budget.docs - self.passages) / let_in) + 16)
+        if self.budget.tokens is not None:
+            text = sum(shard.text_bytes for _, _, shard in self.corpus.shards)
+            mean = text / max(len(self.corpus), 1) / BYTES_A_TOKEN
+            if self.passages:
+                mean = self.tokens / self.passages
+            needed = min(needed, int(SPARE * (self.budget.tokens - self.tokens) / (max(mean, 1.0) * let_in)) + 16)
+        return needed
 
     def _fit(self, counts: npt.NDArray[np.int64]) -> int:
         """How many of the next passages, of `counts` tokens each, the budget still takes."""

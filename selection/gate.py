@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.guard import Duplicates, Guard, normalise
+from selection.hashes import text_hashes
 from selection.near import Contained, Copies, Leaks, NearDuplicates
 from selection.near_cosine import CosineDuplicates, CosineLeaks
 
@@ -130,20 +131,21 @@ class Gate:
     def admit(self, doc_ids: npt.NDArray[np.int64], rows: pa.Table) -> npt.NDArray[np.intp]:
         """Positions of the passages (``id``, ``text``, ``source``) that may enter; `settle` then counts the others."""
         texts = normalise(rows["text"])
+        hashes = text_hashes(texts)
         if self._keep:
             self._doc_ids.append(doc_ids)
         self._out = []
         candidates = _Candidates(doc_ids, rows, np.ones(len(texts), dtype=bool))
-        for reason, hit in self._guard.reasons(texts).items():
+        for reason, hit in self._guard.reasons(hashes).items():
             self._take_out(candidates, hit, "leaks", reason)
         vectors = None if self._nearness.vectors_of is None else self._nearness.vectors_of(doc_ids)
         if self._forbidden.pieces is not None:
             self._take_leaks(candidates, self._forbidden.pieces.find(texts))
         if vectors is not None and self._forbidden.near is not None:
             self._take_leaks(candidates, self._forbidden.near.find(vectors), texts=False)
-        first_seen = pa.array(candidates.still)
-        self._take_out(candidates, self._seen.repeated(texts) & candidates.still, "duplicates", "duplicate")
-        self._seen.add(texts.filter(first_seen))
+        first_seen = hashes[candidates.still]
+        self._take_out(candidates, self._seen.repeated(hashes) & candidates.still, "duplicates", "duplicate")
+        self._seen.add(first_seen)
         if self._copies is not None:
             self._take_copies(candidates, self._copies.find(texts, candidates.still))
         if vectors is not None and self._near_copies is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.hashes import Seen, text_hashes
+from selection.hashes import Hashes, Seen, text_hashes
 from selection.reading import read_table, texts_of
 from selection.task import Task
 
@@ -55,9 +55,10 @@ class Guard:
             forbidden["excluded"] = pc.unique(pa.chunked_array(outside)).drop_null()
         return cls(forbidden)
 
-    def reasons(self, normalised: pa.Array) -> dict[str, npt.NDArray[np.bool_]]:
-        """For each reason, which of `normalised` (bool [n]) it forbids; each text once, test first."""
-        hashes = text_hashes(normalised)
+    def reasons(self, hashes: Hashes) -> dict[str, npt.NDArray[np.bool_]]:
+        """For each reason, which texts it forbids (bool [n]), by the hashes of what `normalise` gives; each text once,
+        test first.
+        """
         taken = np.zeros(len(hashes), dtype=bool)
         found = {}
         for reason, forbidden in self._forbidden.items():
@@ -76,18 +77,17 @@ class Guard:
 
 
 class Duplicates:
-    """Remembers what has been let through, so that a second copy is not; 8 bytes a text."""
+    """Remembers the hashes of what has been let through, so that a second copy is not; 8 bytes a text."""
 
     def __init__(self) -> None:
         self._seen = Seen()
 
-    def repeated(self, normalised: pa.Array) -> npt.NDArray[np.bool_]:
-        """Which of `normalised` (bool [n]) occurred before, here or in an earlier call."""
-        hashes = text_hashes(normalised)
+    def repeated(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Which of these (bool [n]) occurred before, here or in an earlier call."""
         first = np.zeros(len(hashes), dtype=bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         return np.logical_or(~first, self._seen.has(hashes))
 
-    def add(self, normalised: pa.Array) -> None:
+    def add(self, hashes: Hashes) -> None:
         """Lets these through."""
-        self._seen.add(text_hashes(normalised))
+        self._seen.add(hashes)

@@ -18,6 +18,7 @@ from selection.tokens import Ragged, split_words
 Hashes = npt.NDArray[np.uint64]
 
 SLICE_BYTES = 8 << 20
+WINDOW_BYTES = 1 << 20  # of text, with 32 to 40 bytes each while it is hashed
 
 
 def mix(hashes: Hashes) -> Hashes:
@@ -66,17 +67,24 @@ def hash_each(words: pa.Array, spaces: bool = False) -> Hashes:
     """
     ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
     sums = np.zeros(len(words), np.uint64)
+    raw = np.frombuffer(words.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    ends = ends - ends[0]
     lengths = np.diff(ends)
     filled = np.flatnonzero(lengths)
-    if len(filled):
-        raw = np.frombuffer(words.buffers()[2], np.uint8)[ends[0] : ends[-1]]
-        starts = ends[:-1] - ends[0]
-        within = np.arange(len(raw)) - np.repeat(starts, lengths)
-        powers = np.cumprod(np.full(int(lengths.max()), _BASE))
-        terms = _LETTERS[raw] * powers[within]
+    starts = ends[filled]
+    powers = np.cumprod(np.full(min(int(lengths.max(initial=0)), WINDOW_BYTES), _BASE))
+    for low in range(0, len(raw), WINDOW_BYTES):
+        window = raw[low : low + WINDOW_BYTES]
+        first = int(np.searchsorted(starts, low, "right")) - 1
+        last = int(np.searchsorted(starts, low + len(window), "left"))
+        begins = np.maximum(starts[first:last] - low, 0)
+        within = np.arange(len(window)) - np.repeat(begins, np.diff(begins, append=len(window)))
+        terms = _LETTERS[window] * powers[within]
         if not spaces:
-            terms[raw <= ord(" ")] = 0
-        sums[filled] = np.add.reduceat(terms, starts[filled])
+            terms[window <= ord(" ")] = 0
+        found = np.add.reduceat(terms, begins)
+        found[:1] *= np.uint64(pow(int(_BASE), low - int(starts[first]), 1 << 64))  # of what began in a window before
+        sums[filled[first:last]] += found
     return mix(sums)
 
 

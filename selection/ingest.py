@@ -1,8 +1,8 @@
 """From what the user names to shards: finds the files, reads each row once, drops blank and filtered ones, cuts shards.
 
 Parquet and Arrow files stay where they are. Everything else (and everything, under ``chunk``) is written once to
-Parquet in the store. Memory is a batch (`BATCH_ROWS` rows; of Parquet and Arrow files some 16 MB at most) and one part
-of the output, whatever the corpus.
+Parquet in the store. Memory is a batch (`BATCH_ROWS` rows, some 16 MB at most) and one part of the output, whatever the
+corpus.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
@@ -27,12 +27,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from selection.columnar import ColumnarFile, open_columnar
+from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
-from selection.reading import COLUMNAR_KINDS, TEXT_KINDS, is_blank, kind_of, read_batches, text_column, unreadable
+from selection.reading import (
+    BATCH_ROWS,
+    COLUMNAR_KINDS,
+    TEXT_KINDS,
+    is_blank,
+    kind_of,
+    read_batches,
+    text_column,
+    unreadable,
+)
 from selection.slugs import encoder_held
 from selection.store import CorpusEntry, FileEntry, Store
 
@@ -305,7 +314,7 @@ def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
             columns = None if spec.where else [spec.text_column]
             cutter = _ShardCutter(store.relative(path), row)
             read = _guarded(path, file.batches(0, file.rows, columns))
-            for batch, ends in _pieces(read, spec.text_column, path, file):
+            for batch, ends in _pieces(read, spec.text_column, path, file.cut_behind):
                 numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
                 passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
                 keep, no_text, left_out = _kept(batch, passage, condition, path)
@@ -380,12 +389,13 @@ class Ends(IntEnum):
 
 
 def _pieces(
-    batches: Iterator[pa.RecordBatch], column: str, path: Path, file: ColumnarFile | None = None
+    batches: Iterator[pa.RecordBatch], column: str, path: Path, cut_behind: Callable[[int], int] | None = None
 ) -> Iterator[tuple[pa.RecordBatch, Ends]]:
     """Batches in pieces, and of each what ends behind it: a shard may where anything does.
 
     Args:
-        batches: all of `file`, from its first row on, however it cuts them; without a file each of them is whole.
+        batches: all of a file, from its first row on, however it cuts them.
+        cut_behind: where a whole batch ends, as `ColumnarFile.cut_behind`; where None, each of `batches` is whole.
     """
     most = SHARD_BYTES // 4
     row = seen = 0  # text of this whole batch so far
@@ -393,7 +403,7 @@ def _pieces(
         lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0).to_numpy().astype(np.int64)
         at = 0
         while at < len(batch):
-            cut = row + len(batch) if file is None else file.cut_behind(row)
+            cut = row + len(batch) if cut_behind is None else cut_behind(row)
             count = min(len(batch) - at, cut - row)
             some = lengths[at : at + count]
             until = seen + np.cumsum(some)
@@ -403,6 +413,17 @@ def _pieces(
                 yield batch.slice(at + start, stop - start), ends
             row, at = row + count, at + count
             seen = 0 if row == cut else int(until[-1])
+
+
+def _ended(pieces: Iterator[tuple[pa.RecordBatch, Ends]]) -> Iterator[tuple[pa.RecordBatch, Ends]]:
+    """Pieces of a file that only its end tells the length of: a batch ends there too."""
+    piece = next(pieces, None)
+    for following in pieces:
+        if piece is not None:
+            yield piece
+        piece = following
+    if piece is not None:
+        yield piece[0], Ends.BATCH
 
 
 def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtered: int) -> None:
@@ -450,7 +471,7 @@ def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntr
     for path in parts:
         file = open_columnar(path)
         cutter = _ShardCutter(store.relative(path), row)
-        for batch, ends in _pieces(file.batches(0, file.rows, ["text"]), "text", path, file):
+        for batch, ends in _pieces(file.batches(0, file.rows, ["text"]), "text", path, file.cut_behind):
             cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
             if ends and cutter.full:
                 _collect(cutter, shards, None)
@@ -541,8 +562,11 @@ class _Chunker:
 def _any_batches(path: Path, column: str) -> Iterator[tuple[pa.RecordBatch, Ends]]:
     if kind_of(path) in COLUMNAR_KINDS:
         file = open_columnar(path)
-        return _pieces(_guarded(path, file.batches(0, file.rows, None)), column, path, file)
-    return _pieces(read_batches(path), column, path)
+        return _pieces(_guarded(path, file.batches(0, file.rows, None)), column, path, file.cut_behind)
+    if kind_of(path) == ".txt":
+        return _pieces(read_batches(path), column, path)
+    # Of long rows fewer are read at once, and fewer where a buffer of DuckDB's ends.
+    return _ended(_pieces(read_batches(path), column, path, lambda row: (row // BATCH_ROWS + 1) * BATCH_ROWS))
 
 
 def _hub_batches(location: str) -> Iterator[pa.RecordBatch]:

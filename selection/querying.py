@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from selection.corpus import Corpus
+from selection.files import text_bytes
 from selection.store import Store
 from selection.task import Task, read_task
 
@@ -44,10 +45,12 @@ class Answer:
         query = self.neighbours["query_id"].to_numpy()
         if len(query) == 0:
             return
-        text = sum(shard.text_bytes for _, _, shard in self.corpus.shards)
-        at_once = max(1, min(FETCH_ROWS, int(FETCH_BYTES * len(self.corpus) / max(text, 1))))
+        shards = np.unique(np.searchsorted(self.corpus.offsets, self.neighbours["doc_id"].to_numpy(), "right") - 1)
+        touched = [self.corpus.shards[number][2] for number in shards]
+        rows, text = sum(shard.rows for shard in touched), sum(shard.text_bytes for shard in touched)
         start = 0
         while start < len(query):
+            at_once = max(1, min(FETCH_ROWS, int(FETCH_BYTES * rows / max(text, 1))))
             stop = min(start + at_once, len(query))
             if stop < len(query):
                 stop = max(int(np.searchsorted(query, query[stop], "left")), start + 1)
@@ -57,6 +60,7 @@ class Answer:
             for name in ("id", "source", "text"):
                 part = part.append_column(name, found[name])
             yield part
+            rows, text = part.num_rows, text_bytes(found["text"])  # neighbours may be longer than the corpus's mean
             start = stop
 
 

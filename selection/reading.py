@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,8 +19,11 @@ import pyarrow.compute as pc
 from selection.errors import InputError
 
 BATCH_ROWS = 2048
+BATCH_BYTES = 16 << 20
 BLOCK_BYTES = 8 << 20
 LARGEST_ROW_BYTES = 256 << 20
+USUAL_ROW_BYTES = 16 << 20
+ROWS_AT_ONCE, LARGEST_ROWS_AT_ONCE = 64, 4  # of DuckDB, whose texts have 32-bit offsets: 2 GiB in all
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 COMPRESSED = {".gz", ".zst"}
 TEXT_KINDS = {".txt", ".csv", ".tsv", ".jsonl", ".json", ".ndjson"}
@@ -36,7 +39,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Streams a text file as record batches of at most `BATCH_ROWS` rows.
+    """Streams a text file as record batches of at most `BATCH_ROWS` rows, of about `BATCH_BYTES` where rows are long.
 
     txt gives one column ``text``; csv and jsonl give their own columns. Blank lines of a txt are rows (they count).
 
@@ -93,13 +96,27 @@ def _read_with_duckdb(path: Path, kind: str) -> Iterator[pa.RecordBatch]:
     source = glob.escape(str(path)).replace("'", "''")
     try:
         with duckdb.connect(config={"memory_limit": "2GB", "threads": "2"}) as connection:
-            query = _csv_query(source, kind) if kind in SEPARATORS else _json_query(source, connection)
-            yield from connection.sql(query).to_arrow_reader(BATCH_ROWS)
+            csv_query = (_csv_query(source, kind), ROWS_AT_ONCE) if kind in SEPARATORS else None
+            query, rows = csv_query or _json_query(source, connection)
+            yield from _gathered(connection.sql(query).to_arrow_reader(rows))
     except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's, where the first rows were read already
         raise _explain(error, path, kind) from error
     # DuckDB, in one thread, leaves out a value whose quote is never closed and with it the rest of the file.
     if kind in SEPARATORS and _quotes(path) % 2 and (broken := _broken_row(path, SEPARATORS[kind])):
         raise _broken(path, *broken)
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of few at a time, up to `BATCH_ROWS` of them and `BATCH_BYTES`."""
+    parts: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if parts and (rows + len(batch) > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
+            yield from pa.Table.from_batches(parts).combine_chunks().to_batches()
+            parts, rows, size = [], 0, 0
+        parts, rows, size = [*parts, batch], rows + len(batch), size + batch.nbytes
+    if parts:
+        yield from pa.Table.from_batches(parts).combine_chunks().to_batches()
 
 
 def _csv_query(source: str, kind: str) -> str:
@@ -115,13 +132,26 @@ def _csv_query(source: str, kind: str) -> str:
     )
 
 
-def _json_query(source: str, connection: duckdb.DuckDBPyConnection) -> str:
+def _json_query(source: str, connection: duckdb.DuckDBPyConnection) -> tuple[str, int]:
     """Columns with the types DuckDB finds in the whole file, except that what is written as a string stays one.
 
     Left alone, strings that look like dates or UUIDs are rewritten, and a column of strings and numbers comes back as
-    JSON source, in quotes.
+    JSON source, in quotes. DuckDB holds several times as much as a row may have, so rows may only have much where one
+    has.
+
+    Returns:
+        The query, and how many rows of its answer to take at once.
     """
-    options = f"format='newline_delimited', records='true', maximum_object_size={LARGEST_ROW_BYTES}"
+    try:
+        return _typed(source, connection, USUAL_ROW_BYTES), ROWS_AT_ONCE
+    except duckdb.Error as error:
+        if "maximum_object_size" not in str(error):
+            raise
+    return _typed(source, connection, LARGEST_ROW_BYTES), LARGEST_ROWS_AT_ONCE
+
+
+def _typed(source: str, connection: duckdb.DuckDBPyConnection, largest: int) -> str:
+    options = f"format='newline_delimited', records='true', maximum_object_size={largest}"
     described = connection.sql(f"describe from read_json('{source}', {options}, sample_size=-1)").fetchall()
     as_text = ("JSON", "DATE", "TIME", "UUID", '"NULL"')
     columns = {name: "VARCHAR" if str(kind).startswith(as_text) else str(kind) for name, kind, *_ in described}

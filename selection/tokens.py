@@ -28,6 +28,7 @@ from selection.errors import ModelError
 from selection.models import quiet_libraries, resolve_model
 
 SLICE = 2048
+HEAD_BYTES = 64  # of a long text for each token that is kept
 CACHE_WORDS = 500_000
 CACHE_BYTES = 32 << 20
 
@@ -154,8 +155,30 @@ class ArrayTokenizer:
     def model_inputs(self, texts: pa.Array | pa.ChunkedArray, limit: int) -> Ragged:
         """`with_specials` of the texts' tokens, a slice at a time, since a long text has many more than are kept."""
         starts = range(0, max(len(texts), 1), SLICE)
-        first, *rest = [self.with_specials(self(texts.slice(start, SLICE)), limit) for start in starts]
+        first, *rest = [self.with_specials(self._first(texts.slice(start, SLICE), limit), limit) for start in starts]
         return first.then(rest)
+
+    def _first(self, texts: pa.Array | pa.ChunkedArray, limit: int) -> Ragged:
+        """Token ids of texts, of which those of long ones may end anywhere behind the first `limit`.
+
+        What stands behind white space changes no token before it, or few: a tokenizer that looks further, over what
+        follows the cut, is given as many tokens again to do so.
+        """
+        lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
+        long = np.flatnonzero(lengths > HEAD_BYTES * limit)
+        if len(long) == 0:
+            return self(texts)
+        heads = pc.utf8_slice_codeunits(texts.take(pa.array(long)), 0, HEAD_BYTES * limit).to_pylist()
+        mask = np.zeros(len(texts), dtype=bool)
+        mask[long] = True
+        cut = pa.array([_whole_words(head) for head in heads], texts.type)
+        tokens = self(pc.replace_with_mask(texts, pa.array(mask), cut))
+        few = long[tokens.lengths[long] < 2 * limit]
+        if len(few) == 0:
+            return tokens
+        rows = np.arange(len(texts))
+        rows[few] = len(texts) + np.arange(len(few))
+        return tokens.then([self(texts.take(pa.array(few)))]).take(rows)
 
     def with_specials(self, tokens: Ragged, limit: int) -> Ragged:
         """Rows as a model reads them: cut so that with its special tokens around it none is longer than `limit`."""
@@ -196,6 +219,11 @@ class ArrayTokenizer:
             parts += [np.array(e.ids, dtype=np.int32) for e in encoded]
             lengths.append(np.fromiter((len(e) for e in encoded), np.int64, len(encoded)))
         return Ragged(np.concatenate(parts), np.cumsum(np.concatenate(lengths)))
+
+
+def _whole_words(head: str) -> str:
+    """The beginning of a text up to its last white space; empty where it has none."""
+    return head[: max(head.rfind(space) for space in " \t\n\r") + 1].rstrip()
 
 
 @dataclass(frozen=True)

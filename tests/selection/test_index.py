@@ -341,6 +341,24 @@ def test_rows_join_neighbours_with_their_passages(
     assert rows["id"].to_pylist() == passages["id"].take(rows["doc_id"]).to_pylist()
 
 
+def test_long_neighbours_are_joined_few_at_a_time(
+    built: Path, task_folder: Path, passages: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the last ones had, where all of them are far longer than the corpus's mean."""
+    lengths = pc.binary_length(passages["text"]).to_numpy()
+    longest = np.tile(np.argsort(lengths)[::-1][:5], 40)
+    answer = query(built, task_folder, 5)
+    table = answer.neighbours.slice(0, 200).set_column(
+        answer.neighbours.schema.get_field_index("doc_id"), "doc_id", pa.array(longest)
+    )
+    most = int(lengths.mean() * 25)
+    monkeypatch.setattr("selection.querying.FETCH_BYTES", most)
+    sizes = [sum(map(len, part["text"].to_pylist())) for part in replace(answer, neighbours=table).rows()]
+    assert len(sizes) > 3
+    assert max(sizes[1:]) <= max(most, lengths[longest[:5]].sum())
+    assert max(sizes[1:]) < sizes[0]
+
+
 def test_damaged_index_is_not_read(store: Path, task_folder: Path) -> None:
     index(store, "ivf")
     path = store / "index" / "tiny-encoder-ivf" / "faiss.index"

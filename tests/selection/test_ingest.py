@@ -186,6 +186,54 @@ def test_long_rows_come_in_small_batches_and_shards_stay_what_they_were(
     assert (after.blank, len(after.shards) > 10) == (before.blank, True)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_few_long_rows_of_a_text_file_are_read_at_once_and_shards_stay_what_they_were(
+    kind: str, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts and shards end behind whole batches, and where a file ends."""
+    monkeypatch.setattr(module, "SHARD_ROWS", 16)
+    monkeypatch.setattr(module, "SHARD_BYTES", 30_000)
+    for place in (module, reading):
+        monkeypatch.setattr(place, "BATCH_ROWS", 32)
+    repeats = np.repeat(np.random.default_rng(0).choice([1, 1, 1, 30], 30), 20)
+    texts = [" ".join([text] * n) for text, n in zip(passages["text"].to_pylist(), repeats.tolist(), strict=True)]
+    texts[70:75] = [None, "", " ", None, ""]
+    table = pa.table({"text": texts, "n": range(600)})
+    for name, part in (("a", table.slice(0, 330)), ("b", table.slice(330))):
+        path = tmp_path / "corpus" / f"{name}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "csv":
+            pacsv.write_csv(part, path)
+        else:
+            path.write_text("\n".join(json.dumps(row) for row in part.to_pylist()), encoding="utf-8")
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 32)
+    assert {len(batch) for batch in reading.read_batches(path)} == {32, (600 - 330) % 32}
+    before, old = scan(tmp_path / "before", tmp_path / "corpus")
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 12_000)
+    assert len({len(batch) for batch in reading.read_batches(path)}) > 3
+    after, new = scan(tmp_path / "after", tmp_path / "corpus")
+    assert new.shards == old.shards
+    assert len(new.sources) == 2
+    assert len(new.in_use) > 3
+    assert all_rows(after).equals(all_rows(before))
+
+
+@pytest.mark.slow
+def test_a_jsonl_is_read_in_small_buffers_unless_a_row_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    typed = reading._typed
+    monkeypatch.setattr(reading, "_typed", lambda *given: tried.append(given[-1]) or typed(*given))
+    for name, rows in (("short", ["one", "two"]), ("long", ["one", "x" * (40 << 20), "two"])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps({"text": text}) for text in rows), encoding="utf-8")
+        assert [text for batch in reading.read_batches(path) for text in batch["text"].to_pylist()] == rows
+    assert tried == [16 << 20, 16 << 20, 256 << 20]
+    monkeypatch.setattr(reading, "LARGEST_ROW_BYTES", 17 << 20)
+    with pytest.raises(InputError, match="maximum_object_size"):
+        list(reading.read_batches(path))
+
+
 def test_a_batch_of_books_is_some_megabytes(tmp_path: Path) -> None:
     books = pa.table({"text": ["word " * 80_000] * 120, "n": range(120)})
     pq.write_table(books, tmp_path / "a.parquet", use_dictionary=False)
@@ -197,6 +245,12 @@ def test_a_batch_of_books_is_some_megabytes(tmp_path: Path) -> None:
         assert max(batch.nbytes for batch in batches) <= 16 << 20
         assert pa.Table.from_batches(batches).equals(books.select(["text"]))
         assert [len(batch) for batch in file.batches(0, file.rows, ["n"])] == [120]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in books.to_pylist()), encoding="utf-8")
+    pacsv.write_csv(books, tmp_path / "a.csv")
+    for name in ("a.jsonl", "a.csv"):
+        batches = list(reading.read_batches(tmp_path / name))
+        assert max(batch.nbytes for batch in batches) <= 64 * 400_100
+        assert [text for batch in batches for text in batch["text"].to_pylist()] == books["text"].to_pylist()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from selection import choosing
 from selection import tokens as tokens_module
@@ -90,6 +91,54 @@ def test_slices_join_to_the_whole(
     monkeypatch.setattr(tokens_module, "SLICE", 64)
     assert rows_of(tokenizer.model_inputs(texts, 40)) == rows_of(whole)
     assert len(tokenizer.model_inputs(texts.slice(0, 0), 40)) == 0
+
+
+@pytest.fixture(scope="module")
+def byte_level(passages: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with a byte-level BPE tokenizer."""
+    folder = shutil.copytree(resolve_model(MODEL), tmp_path_factory.mktemp("models") / "bpe")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        passages["text"].to_pylist(),
+        trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False),
+    )
+    (folder / "tokenizer.json").unlink()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["word-piece", "byte-level"])
+def test_of_a_long_text_the_beginning_alone_is_tokenized(
+    kind: str, byte_level: str, passages: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ids are those of the whole text, whatever stands in it."""
+    chosen = ArrayTokenizer(MODEL if kind == "word-piece" else byte_level)
+    assert chosen.by_words == (kind == "word-piece")
+    rng = np.random.default_rng(0)
+    pieces = np.array([*PIECES, "  ", "\n\n", *" ".join(passages["text"].slice(0, 20).to_pylist()).split()], object)
+    texts: list[str | None] = [
+        ("" if n % 3 == 0 else " ").join(rng.choice(pieces, size)) for n, size in enumerate(rng.integers(1, 1500, 60))
+    ]
+    texts += ["", "short", "x" * 5000, "word" + " " * 5000 + "end", "x" * 2000 + " y" * 4000, "東京" * 3000]
+    limit = 9
+    array = pa.array(texts, pa.large_string())
+    whole = chosen.with_specials(chosen(array), limit)
+    given: list[int] = []
+    plain = ArrayTokenizer.__call__
+
+    def counting(self: ArrayTokenizer, some: pa.Array) -> Ragged:
+        given.append(sum(len(text) for text in some.to_pylist()))
+        return plain(self, some)
+
+    monkeypatch.setattr(ArrayTokenizer, "__call__", counting)
+    assert rows_of(chosen.model_inputs(array, limit)) == rows_of(whole)
+    assert sum(given) < 0.6 * sum(len(text or "") for text in texts)
+    assert rows_of(chosen.model_inputs(pa.chunked_array([array[:40], array[40:]]), limit)) == rows_of(whole)
+    given.clear()
+    chosen.model_inputs(pa.array(["some words of a book " * 10_000]), limit)
+    assert given == [pytest.approx(64 * limit, abs=20)]
 
 
 def test_words_keep_their_places() -> None:
