@@ -67,7 +67,9 @@ def pair_seconds(dim: int, device: str | None = None) -> tuple[float, float]:
     search(most, few)  # until processor and allocator run at their speed
     start, bare, full = search(1, few), search(most, few), search(most, 2 * AT)
     again = max(full - bare, 0.0) / (QUERIES * candidates(len(passages), 2 * AT))
-    return max(bare - start, 1e-9) / ((len(passages) - SHARD_ROWS) * QUERIES), again
+    # Where other work disturbs one of the two: what begins a search is part of it, and no more than half.
+    whole = bare / (len(passages) * QUERIES)
+    return float(np.clip((bare - start) / ((len(passages) - SHARD_ROWS) * QUERIES), whole / 2, whole)), again
 
 
 def candidates(passages: int, k: int) -> float:

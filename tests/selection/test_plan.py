@@ -26,6 +26,17 @@ def test_shares_of_a_trial_are_those_that_made_it() -> None:
     assert shares(runs * [0, 1, 1], (runs * [0, 1, 1]) @ true) == pytest.approx([0, *true[1:]])
 
 
+@pytest.mark.parametrize(("start", "pair"), [(0.0, 1.0), (0.8, 0.5), (0.6, 0.8), (1.5, 0.5)])
+def test_a_disturbed_trial_of_exact_search_keeps_to_what_is_possible(
+    start: float, pair: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([1.0, start, 1.0, 1.5])  # a first run; one shard, both, both for more neighbours
+    monkeypatch.setattr(trial, "_seconds", lambda run: next(taken))
+    found, again = trial.pair_seconds.__wrapped__(8)
+    assert found * trial.PASSAGES * trial.QUERIES == pytest.approx(pair)
+    assert again > 0
+
+
 def test_no_share_is_less_than_nothing() -> None:
     runs = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])
     found = shares(runs, np.array([4.0, 3.0, 1.0]))  # the more of the second, the less it takes: noise
