@@ -296,8 +296,8 @@ class _Run:
             if known.get("identity") != self.identity:
                 if known.get("identity"):
                     self.say(f"{self.work} belongs to a run with other texts or settings: starting anew")
-                _clear(self.work, file)
-                write_json(note, {"identity": None})  # tells whose folder it is, should tokenising be stopped
+                write_json(note, {"identity": None})  # tells whose folder it is, should what follows be stopped
+                _clear(self.work, {file, note})
                 cut = partial(tokenise, tokenizer=self.tokenizer, max_tokens=self.max_tokens, words=settings.whole_word)
                 cut(text.train, file=self.work / "train.arrow")
                 cut(text.held_out, file=self.work / "held-out.arrow")
@@ -453,12 +453,12 @@ def _note_of(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _clear(work: Path, kept: Path) -> None:
-    """Empties a work folder of all but one file."""
+def _clear(work: Path, kept: set[Path]) -> None:
+    """Empties a work folder of all but some files; an error where it cannot: a checkpoint would be gone on with."""
     for path in work.iterdir():
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path != kept:
+            shutil.rmtree(path)
+        elif path not in kept:
             path.unlink()
 
 

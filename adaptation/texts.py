@@ -82,8 +82,8 @@ def read_training_text(
     Of a task folder only the train split is read; a text that is also one of its dev or test texts, from whichever
     source, is left out, case, spacing and punctuation aside as by the guard of sets.
 
-    Memory is a batch, 8 bytes a distinct text and the texts that are held out or forbidden. That one of a billion
-    texts is taken for another, and left out, has a chance of 3 % (`selection.hashes`).
+    Memory is a batch, 8 bytes a distinct text (32 for moments) and the texts that are held out or forbidden. That one
+    of a billion texts is taken for another, and left out, has a chance of 3 % (`selection.hashes`).
 
     Args:
         paths: files, folders of Parquet or Arrow files and globs, with a column ``text``; task folders; augmentation
@@ -188,7 +188,9 @@ def _hold_out(texts: pa.ChunkedArray, share: float, seed: int) -> tuple[pa.Chunk
     held = np.sort(np.random.default_rng(seed).permutation(len(texts))[:count])
     between = zip([-1, *held], [*held, len(texts)], strict=True)
     train = [texts.slice(low + 1, high - low - 1).chunks for low, high in between]  # which copies nothing
-    return pa.chunked_array(chain.from_iterable(train), pa.large_string()), texts.take(pa.array(held))
+    # One by one, since take would put all chunks together first.
+    measured = pa.concat_arrays(list(chain.from_iterable(texts.slice(row, 1).chunks for row in held)))
+    return pa.chunked_array(chain.from_iterable(train), pa.large_string()), pa.chunked_array([measured])
 
 
 def tokenise(texts: pa.ChunkedArray, tokenizer: Any, max_tokens: int, words: bool, file: Path) -> None:

@@ -214,9 +214,10 @@ class Filling:
         As many are read at once as the budget can still need: they lie all over the corpus, and a shard takes about as
         long for one as for many.
         """
-        doc_ids, start = candidates["doc_id"].to_numpy(), 0
+        doc_ids, start, few = candidates["doc_id"].to_numpy(), 0, 1
         while start < len(doc_ids):
-            stop = min(start + self._needed(start), len(doc_ids))
+            stop = min(start + max(self._needed(start), few), len(doc_ids))
+            few = min(16 * few, BLOCK)  # where a tail lets hardly any in, it is not read a handful at a time
             with closing(fetched(self.corpus, doc_ids[start:stop], scratch, READ_BYTES)) as tables:
                 for rows in tables:
                     for begin in range(0, rows.num_rows, BLOCK):

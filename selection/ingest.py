@@ -239,7 +239,7 @@ class Filter:
         if self._where is None:
             return pa.repeat(True, len(batch))
         taken = {name.lower() for name in passage.schema.names}
-        others = [n for n in batch.schema.names if n not in {"id", self._text}]
+        others = [n for n in batch.schema.names if n != "id" and not (n == self._text and n.lower() in taken)]
         names = [*passage.schema.names, *(f"{n}_" if n.lower() in taken else n for n in others)]
         arrays = [*passage.columns, *(batch.column(n) for n in others)]
         self._connection.register("passages", pa.table(arrays, names=names))

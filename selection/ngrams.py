@@ -243,13 +243,14 @@ def corpus_counts(store: Store, buckets: int = BUCKETS, features: NgramFeatures 
             the text of so many that are drawn, since frequencies are all that is asked for.
     """
     sampled = features is None and len(store.corpus.shards) > COUNTED
-    path = store.path / "ngrams" / f"counts-{buckets}{f'-of-{COUNTED}-shards' * sampled}.arrow"
+    names = [f"counts-{buckets}.arrow", *([f"counts-{buckets}-of-{COUNTED}-shards.arrow"] if sampled else [])]
     about = {"texts": fingerprint(*(shard.text for _, _, shard in store.corpus.shards))}
-    kept = None
-    with contextlib.suppress(OSError):  # another user's
-        kept = read_kept(path)
-    if kept is not None and kept[1] == about:
-        return np.asarray(kept[0].column(0).to_numpy())
+    for name in names:
+        path, kept = store.path / "ngrams" / name, None
+        with contextlib.suppress(OSError):  # another user's
+            kept = read_kept(path)
+        if kept is not None and kept[1] == about:
+            return np.asarray(kept[0].column(0).to_numpy())
     counts = _drawn_counts(store.corpus, buckets) if sampled else (features or NgramFeatures(store, buckets)).counts()
     with contextlib.suppress(OSError, NearkinError):  # a read-only store is counted anew
         write_kept(path, pa.RecordBatch.from_arrays([pa.array(counts)], ["count"]), about)

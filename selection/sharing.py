@@ -122,7 +122,12 @@ def embed_share(
             check_version(opened, chosen)
     plan = plan_embedding(opened, chosen.slug, chosen.fingerprint)
     shards = opened.corpus.shards
-    mine = share_of([shard.text_bytes for _, _, shard in shards], number, of)
+    # Of what the store has not taken in: the same for every share until a build does, and no tail for the last of them.
+    entry = opened.manifest.encoders.get(chosen.slug)
+    there = entry.shards if entry is not None and entry.fingerprint == chosen.fingerprint else {}
+    missing = [at for at, (_, _, shard) in enumerate(shards) if shard.text not in there]
+    run = share_of([shards[at][2].text_bytes for at in missing], number, of)
+    mine = {missing[place] for place in run}
     todo = [at for at in plan.todo if at in mine]
     rows = sum(shards[at][2].rows for at in todo)
     about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"

@@ -125,6 +125,7 @@ def _without_centroids(faiss: Any, index: Any | None) -> Iterator[None]:
         yield
     finally:
         index.quantizer, index.own_fields = kept, owned
+        none.this.own(True)
 
 
 def _share_centroids(faiss: Any, first: Any, index: Any) -> None:

@@ -560,7 +560,7 @@ def test_where_names_know_no_case_and_conditions_are_of_one_row(small: pa.Table,
     assert entry.passages == pc.sum(pc.equal(small["package"], package)).as_py()
     bodies = pa.table({"body": ["a", "b"], "text": ["x", "y"], "ID": [1, 2]})
     pq.write_table(bodies, tmp_path / "d.parquet")
-    where = "text = 'a' and text_ = 'x' and id_ = 1"
+    where = "text = 'a' and body = 'a' and text_ = 'x' and id_ = 1"
     _, entry = scan(tmp_path / "d", tmp_path / "d.parquet", where=where, text_column="body")
     assert entry.passages == 1
     with pytest.raises(InputError, match="condition on one row"):
