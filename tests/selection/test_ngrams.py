@@ -110,7 +110,7 @@ def test_of_many_shards_some_are_counted_and_no_ngrams_kept(
     (kept,) = (store / "ngrams").iterdir()
     assert kept.is_file()
     assert np.array_equal(corpus_counts(opened, features=NgramFeatures(opened)), each[0] + each[1])
-    assert np.array_equal(corpus_counts(opened), counts)
+    assert np.array_equal(corpus_counts(opened), each[0] + each[1])  # what is known of the whole is taken
 
 
 def test_a_store_that_cannot_be_written_to_still_works(store: Path) -> None:
