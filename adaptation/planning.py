@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from adaptation.cards import cards
@@ -17,7 +17,7 @@ from adaptation.steps import AdaptStep, BaseModel, FinetuneStep, LossStep, Model
 from adaptation.tasks import LabelledTask, load_labelled, metric_of
 from selection.encoders import cascade_model
 from selection.errors import InputError, NearkinError
-from selection.files import TextFingerprint, fingerprint, sha256_of_file
+from selection.files import TextFingerprint, fingerprint, sha256_of_file, sha256_once
 from selection.filling import Budget
 from selection.index.kinds import BY_NAME
 from selection.ingest import find_files
@@ -323,18 +323,7 @@ class _Planner:
 
 
 def _files(location: str | None) -> list[str]:
-    return [_hash_of(path) for path in find_files(location)] if location is not None else []
-
-
-def _hash_of(path: Path) -> str:
-    stat = path.stat()
-    return _hash(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, changed: int) -> str:
-    """A domain of gigabytes once a process, though every arm has it."""
-    return sha256_of_file(path)
+    return [sha256_once(path) for path in find_files(location)] if location is not None else []
 
 
 def _fingerprint_of(task: Task, splits: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from selection.domains import domains_of, is_store
 from selection.errors import InputError
-from selection.guard import normalise
+from selection.guard import Duplicates, normalise
 from selection.hashes import Seen, text_hashes
 from selection.ingest import find_files
 from selection.reading import CALL_IT, COLUMNAR_KINDS, is_blank, kind_of, read_table, texts_of
@@ -100,7 +100,7 @@ def read_training_text(
     if not paths:
         raise InputError("no training text given: name a file, a task folder or an augmentation folder with --text")
     inputs = [(Path(path), *_open(Path(path))) for path in paths]
-    forbidden, seen = Seen(), Seen()
+    forbidden, seen = Seen(), Duplicates()
     for _, _, _, evaluated in inputs if guarded else []:
         forbidden.add(text_hashes(normalise(evaluated)))
     measured = None
@@ -171,14 +171,12 @@ def _measured(path: Path) -> pa.Array:
     return texts.unique()
 
 
-def _unseen(texts: pa.LargeStringArray, seen: Seen) -> pa.LargeStringArray:
+def _unseen(texts: pa.LargeStringArray, seen: Duplicates) -> pa.LargeStringArray:
     """Those that stood nowhere before, which `seen` remembers."""
     hashes = text_hashes(texts, spaces=True)
-    first = np.zeros(len(texts), dtype=bool)
-    first[np.unique(hashes, return_index=True)[1]] = True
-    first &= ~seen.has(hashes)
-    seen.add(hashes[first])
-    return texts.filter(pa.array(first))
+    new = ~seen.repeated(hashes)
+    seen.add(hashes[new])
+    return texts.filter(pa.array(new))
 
 
 def _hold_out(texts: pa.ChunkedArray, share: float, seed: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selection.errors import NearkinError, StoreError
-from selection.fetching import gathered as _gathered
+from selection.fetching import gathered
 from selection.files import TextFingerprint, atomic_folder, write_json
 from selection.filling import AUGMENTATION, BLOCK, READ_BYTES, Budget, assemble
 from selection.gate import EVALUATION, NEAR, Forbidden, Gate, Nearness, Removed
@@ -193,9 +193,9 @@ def _write_in_order(scratch: Path, path: Path, order: str, seed: int) -> None:
             # Every batch has some of any block's rows, so the rows of many blocks are gathered at once.
             blocks = max(int(READ_BYTES * len(rows) / max(scratch.stat().st_size, 1)) // BLOCK, 1)
             for start in range(0, len(rows), blocks * BLOCK):
-                gathered = _gathered(batches, np.cumsum(sizes), rows[start : start + blocks * BLOCK])
-                for first in range(0, len(gathered), BLOCK):
-                    writer.write_table(gathered.slice(first, BLOCK))
+                block = gathered(batches, np.cumsum(sizes), rows[start : start + blocks * BLOCK])
+                for first in range(0, len(block), BLOCK):
+                    writer.write_table(block.slice(first, BLOCK))
             return
         for batch in batches if order == "rank" else batches[::-1]:
             if len(batch) == 0:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,17 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256_of_file`, once a process as long as the file's size and time of change stay: of gigabytes asked often."""
+    stat = path.stat()
+    return _known_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _known_sha256(path: Path, size: int, changed: int) -> str:
+    return sha256_of_file(path)
 
 
 class TextFingerprint:

@@ -574,9 +574,9 @@ def _hub_batches(location: str) -> Iterator[pa.RecordBatch]:
     from datasets import load_dataset
 
     name, _, split = location.removeprefix(HUB).partition(":")
-    owner, dataset_name, *config = name.split("/") if name.count("/") == 2 and not Path(name).exists() else ("", "")
+    configured = name.count("/") == 2 and not Path(name).exists()
+    arguments = name.rsplit("/", 1) if configured else [name]
     try:
-        arguments = (f"{owner}/{dataset_name}", config[0]) if config else (name,)
         dataset = load_dataset(*arguments, split=split or "train", streaming=True)
         for table in dataset.with_format("arrow").iter(batch_size=2048):
             yield from table.to_batches()

