@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_selectors(benches)
     _register_training(benches)
     _register_frontier(benches)
+    _register_chunking(benches)
     _register_memory(benches)
 
 
@@ -215,6 +217,27 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--work", type=Path, default=Path("frontier"), metavar="DIR", help="for sets and models")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="F1 against what it cost (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
+
+
+def _register_chunking(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        benches,
+        "chunking",
+        run_chunking,
+        "cutting documents into pieces, beside semantic-text-splitter where it is installed",
+        """
+        nearkin bench chunking $NEARKIN_DATA/corpora/cs.parquet --tokens 128 --together 5
+        nearkin bench chunking papers.jsonl --tokens 200 --passages 1000 --encoder roberta-base
+        """,
+    )
+    parser.add_argument("corpus", metavar="CORPUS", help="a corpus as --corpus takes it")
+    parser.add_argument("--tokens", type=positive, default=128, help="the most that a piece has (default: 128)")
+    parser.add_argument("--passages", type=positive, default=10_000, help="drawn from it (default: 10000)")
+    parser.add_argument("--together", type=positive, default=1, metavar="N", help="passages in a document (default: 1)")
+    parser.add_argument("--rounds", type=positive, default=3, help="each way in turn, so often (default: 3)")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="whose tokenizer counts")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
 def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -427,6 +450,17 @@ def run_frontier(args: argparse.Namespace) -> int:
         plot_frontier(rows, args.plot)
     print("\n".join(["", *format_rows(found), machine()]))
     return 0
+
+
+def run_chunking(args: argparse.Namespace) -> int:
+    from benchmarks.chunking import chunking
+
+    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+        rows = chunking(
+            args.corpus, Path(scratch), tokens=args.tokens, passages=args.passages, together=args.together,
+            rounds=args.rounds, text_column=args.text_column, encoder=args.encoder, say=say,
+        )  # fmt: skip
+    return _finish(rows, args.out)
 
 
 def run_memory(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from selection.wording import human_bytes
 
 PACKAGES = (
     "nearkin", "torch", "transformers", "sentence-transformers", "tokenizers", "accelerate", "datasets", "pyarrow",
-    "duckdb", "numpy", "scikit-learn", "scipy", "POT", "semantic-text-splitter", "safetensors", "filelock",
+    "duckdb", "numpy", "scikit-learn", "scipy", "POT", "safetensors", "filelock",
     "huggingface-hub", "threadpoolctl", "tqdm",
 )  # fmt: skip
 

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from selection.chunking import Chunker
 from selection.columnar import open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.encoders import STATIC, full_name
@@ -48,7 +49,6 @@ from selection.store import CorpusEntry, FileEntry, Store
 log = logging.getLogger(__name__)
 
 HUB = "hf://"
-REPEATED_BYTES = 1 << 30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -438,7 +438,7 @@ def _convert(
     """Writes a corpus to Parquet parts in the store, then scans those like any other."""
     blank = filtered = row = 0
     target = store.corpus_folder(spec.name)
-    chunker = _Chunker(spec) if spec.chunk else None
+    chunker = Chunker(spec.chunk, spec.chunk_model) if spec.chunk else None
     bar = _bar(spec.name)
     sources = [store.entry(file, -1) for file in files]  # before they are read, as in `_scan`
     with (
@@ -523,40 +523,6 @@ class _PartWriter:
 
     def close(self) -> None:
         self._flush()
-
-
-class _Chunker:
-    """Splits passages longer than ``chunk`` tokens, at sentence boundaries where there are any."""
-
-    def __init__(self, spec: CorpusSpec) -> None:
-        from semantic_text_splitter import TextSplitter
-
-        from selection.models import DEFAULT_ENCODER
-        from selection.tokens import load_tokenizer
-
-        tokenizer = load_tokenizer(spec.chunk_model or DEFAULT_ENCODER)
-        self._splitter = TextSplitter.from_huggingface_tokenizer_str(tokenizer.to_str(), spec.chunk or 0)
-
-    def split(self, table: pa.Table) -> pa.Table:
-        """Rows of `table` cut into pieces: ``id`` becomes ``parent#piece``, ``parent`` keeps the row's own id.
-
-        What a row has beside its text is repeated for each of its pieces, in chunks whose 32-bit offsets suffice.
-        """
-        pieces = pa.array(self._splitter.chunk_all(table.column("text").to_pylist()), pa.list_(pa.large_string()))
-        parents = pc.list_parent_indices(pieces)
-        starts = np.repeat(pieces.offsets.to_numpy()[:-1], np.diff(pieces.offsets.to_numpy()))
-        number = pa.array(np.arange(len(parents)) - starts).cast(pa.string())
-        others = table.drop_columns(["text"])
-        rows = max(1, REPEATED_BYTES // max(1, others.nbytes))  # a row is no wider than all of them
-        parts = [others.take(parents.slice(start, rows)) for start in range(0, len(parents), rows)]
-        repeated = pa.concat_tables([others.slice(0, 0), *parts])
-        ids = repeated.column("id")
-        columns = {name: repeated.column(name) for name in repeated.schema.names}
-        columns["id"] = pc.binary_join_element_wise(ids, number, "#")
-        columns["text"] = pieces.flatten()
-        columns["parent"] = ids
-        order = [*table.schema.names, *(name for name in columns if name not in table.schema.names)]
-        return pa.table({name: columns[name] for name in order})
 
 
 def _any_batches(path: Path, column: str) -> Iterator[tuple[pa.RecordBatch, Ends]]:

@@ -152,6 +152,19 @@ class ArrayTokenizer:
         tokens = ids.take(words.words.values)
         return Ragged(tokens.values, tokens.offsets[words.words.offsets])
 
+    def count_words(self, words: pa.Array) -> npt.NDArray[np.int64]:
+        """Tokens that each of `words` (large_binary, white space behind it) adds to a text, int64.
+
+        Where words are not treated alone, as behind a space; white space of more than that counts a token a byte.
+        """
+        if self.by_words:
+            return self._word_ids(words).lengths
+        bare = pc.utf8_trim_whitespace(words.cast(pa.large_string()))
+        space: npt.NDArray[np.int64] = pc.binary_length(words).to_numpy() - pc.binary_length(bare).to_numpy()
+        nothing, blank = pa.scalar("", bare.type), pa.scalar(" ", bare.type)
+        behind = pc.binary_join_element_wise(nothing, bare, blank).cast(pa.large_binary())
+        return self._word_ids(behind).lengths + np.maximum(space - 1, 0)
+
     def model_inputs(self, texts: pa.Array | pa.ChunkedArray, limit: int) -> Ragged:
         """`with_specials` of the texts' tokens, a slice at a time, since a long text has many more than are kept."""
         starts = range(0, max(len(texts), 1), SLICE)
@@ -236,6 +249,19 @@ class Words:
 
 def split_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     """Cuts texts at space, tab and line ends. A word keeps the white space behind it: no byte is copied."""
+    raw, begins, bounds = find_words(texts)
+    return distinct_words(raw, begins, np.searchsorted(begins, bounds))
+
+
+def find_words(
+    texts: pa.Array | pa.ChunkedArray,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the words of `split_words` are.
+
+    Returns:
+        The texts' bytes, one text behind the other; where each word begins, and the end; where each text begins, and
+        the end: int64.
+    """
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     texts = texts.cast(pa.large_string())
@@ -249,14 +275,14 @@ def split_words(texts: pa.Array | pa.ChunkedArray) -> Words:
     begins[:1] = True
     np.greater(space[:-1], space[1:], out=begins[1:])
     begins[bounds[:-1][bounds[:-1] < len(raw)]] = True
-    starts = np.flatnonzero(begins)
-    array = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(),
-        len(starts),
-        [None, pa.py_buffer(np.append(starts, len(raw)).astype(np.int64)), pa.py_buffer(raw)],
-    )
-    encoded = pc.dictionary_encode(array)
-    return Words(encoded.dictionary, Ragged(encoded.indices.to_numpy(), np.searchsorted(starts, bounds)))
+    return raw, np.append(np.flatnonzero(begins), len(raw)), bounds
+
+
+def distinct_words(raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> Words:
+    """The distinct ones of words that begin where `find_words` says; `first` the number of each text's first word."""
+    buffers = [None, pa.py_buffer(begins), pa.py_buffer(raw)]
+    encoded = pc.dictionary_encode(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(begins) - 1, buffers))
+    return Words(encoded.dictionary, Ragged(encoded.indices.to_numpy(), first))
 
 
 def _treats_words_alone(tokenizer: Tokenizer) -> bool:

@@ -43,6 +43,20 @@ def test_throughput_has_the_peer_in_the_same_run(
     assert "<svg" in plot.read_text()
 
 
+def test_chunking_measures_what_it_cut(cli: Cli, corpus_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.parquet"
+    options = ["--passages", 40, "--together", 4, "--tokens", 32, "--rounds", 1, "--out", out]
+    code, _, errors = cli("bench", "chunking", corpus_file, *options)
+    assert code == 0, errors
+    ours = pq.read_table(out).to_pylist()[0]
+    assert (ours["way"], ours["longest"] <= 32, ours["mb_s"] > 0) == ("nearkin", True, True)
+    assert ours["pieces"] > 10
+    assert 16 < ours["tokens"] <= 32
+    assert 0.2 < ours["at_sentence"] <= 1
+    code, _, errors = cli("bench", "chunking", corpus_file, "--together", 10**9)
+    assert (code, errors.count("\n")) == (1, 1)
+
+
 @pytest.mark.slow
 def test_search_measures_each_path_once_and_goes_on(store: Path, task_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selection import chunking, reading
 from selection import ingest as module
-from selection import reading
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
@@ -316,17 +316,17 @@ def test_documents_are_chunked_some_bytes_at_a_time(
     pq.write_table(table, tmp_path / "long.parquet")
     scan(tmp_path / "one", tmp_path / "long.parquet", chunk=48)
     monkeypatch.setattr(module, "SHARD_BYTES", 4 * 8000)
-    monkeypatch.setattr(module, "REPEATED_BYTES", 4000)
+    monkeypatch.setattr(chunking, "REPEATED_BYTES", 4000)
     given: list[int] = []
-    split = module._Chunker.split
+    split = chunking.Chunker.split
 
-    def watched(self: module._Chunker, part: pa.Table) -> pa.Table:
+    def watched(self: chunking.Chunker, part: pa.Table) -> pa.Table:
         given.append(len("".join(part["text"].to_pylist()).encode()))
         cut = split(self, part)
         assert max(chunk.nbytes for chunk in cut["note"].chunks) <= 4000
         return cut
 
-    monkeypatch.setattr(module._Chunker, "split", watched)
+    monkeypatch.setattr(chunking.Chunker, "split", watched)
     scan(tmp_path / "many", tmp_path / "long.parquet", chunk=48)
     assert len(given) > 2
     assert max(given) < 8000 + max(len(text.encode()) for text in texts)
