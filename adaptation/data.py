@@ -15,7 +15,7 @@ from adaptation.data_fetch import fetch_file
 from adaptation.data_sample import derive_task
 from selection.errors import InputError
 from selection.files import atomic_folder, atomic_write, sweep
-from selection.ingest import find_files
+from selection.finding import find_files
 from selection.wording import join
 
 

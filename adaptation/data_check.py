@@ -12,7 +12,7 @@ from adaptation.cards import Card, file_names
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint, fingerprint, sha256_of_file
-from selection.ingest import find_files
+from selection.finding import find_files
 from selection.reading import COLUMNAR_KINDS, kind_of, read_batches, read_table
 from selection.task import SPLITS
 from selection.wording import join

@@ -19,8 +19,8 @@ from selection.encoders import cascade_model
 from selection.errors import InputError, NearkinError
 from selection.files import TextFingerprint, fingerprint, sha256_of_file, sha256_once
 from selection.filling import Budget
+from selection.finding import find_files
 from selection.index.kinds import BY_NAME
-from selection.ingest import find_files
 from selection.models import model_fingerprint, resolve_model
 from selection.selectors.pool import Pool
 from selection.selectors.registry import find_selector

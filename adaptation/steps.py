@@ -108,7 +108,7 @@ class SelectStep(Step):
 
     Attributes:
         store: None where a file is given.
-        file: what `selection.ingest.find_files` takes.
+        file: what `selection.finding.find_files` takes.
         exclude: files of texts that must not be selected beside the task's own.
         guarded: whether dev and test texts are kept out.
         method_file: what `method` reads, where its name says so by a path of a recipe.

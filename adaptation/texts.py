@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from selection.domains import domains_of, is_store
 from selection.errors import InputError
+from selection.finding import find_files
 from selection.guard import Duplicates, normalise
 from selection.hashes import Seen, text_hashes
-from selection.ingest import find_files
 from selection.reading import CALL_IT, COLUMNAR_KINDS, is_blank, kind_of, read_table, texts_of
 from selection.task import read_task
 

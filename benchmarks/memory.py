@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from benchmarks.results import Row
 from selection.columnar import open_columnar
 from selection.errors import NearkinError
-from selection.ingest import find_files
+from selection.finding import find_files
 from selection.memory import RSS_UNIT
 from selection.models import DEFAULT_ENCODER, resolve_model
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from selection.columnar import open_columnar
 from selection.errors import InputError
-from selection.ingest import HUB, find_files
+from selection.finding import HUB, find_files
 from selection.reading import COLUMNAR_KINDS, NAME_IT, is_blank, kind_of, read_batches, text_column
 from selection.store import Store
 from selection.task import read_task

@@ -1,4 +1,4 @@
-"""From what the user names to shards: finds the files, reads each row once, drops blank and filtered ones, cuts shards.
+"""From files to shards: reads each row once, drops blank and filtered ones, cuts shards.
 
 Parquet and Arrow files stay where they are. Everything else (and everything, under ``chunk``) is written once to
 Parquet in the store. Memory is a batch (`BATCH_ROWS` rows, some 16 MB at most) and one part of the output, whatever the
@@ -7,7 +7,6 @@ corpus.
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -33,10 +31,10 @@ from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
 from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
+from selection.finding import HUB, find_files
 from selection.reading import (
     BATCH_ROWS,
     COLUMNAR_KINDS,
-    TEXT_KINDS,
     is_blank,
     kind_of,
     read_batches,
@@ -45,10 +43,10 @@ from selection.reading import (
 )
 from selection.slugs import encoder_held
 from selection.store import CorpusEntry, FileEntry, Store
+from selection.where import Filter
 
 log = logging.getLogger(__name__)
 
-HUB = "hf://"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -87,39 +85,6 @@ def parse_corpus(argument: str, option: str = "--corpus ") -> tuple[str, str]:
     return name, location
 
 
-def find_files(location: str, quiet: bool = False) -> list[Path]:
-    """The files of a corpus, sorted by path: one file, all of a folder (recursively), or those of a glob.
-
-    Args:
-        quiet: whether nothing is said of files that are left out.
-
-    Raises:
-        InputError: nothing there that nearkin reads.
-    """
-    path = Path(location).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [p for p in _files_under(path) if not _hidden(p.relative_to(path))]
-        found = [p for p in found if p.parent == path or not _is_set(p)]
-        columnar = sorted(p for p in found if kind_of(p) in COLUMNAR_KINDS)
-        # A folder of Parquet often holds a .json or .txt about it, which is no text of the corpus.
-        files = columnar or sorted(p for p in found if kind_of(p) in TEXT_KINDS - {".json"})
-        unread = [p for p in found if columnar and kind_of(p) in TEXT_KINDS - {".json", ".txt"}]
-        if unread and not quiet:
-            log.warning(
-                "%s: only Parquet and Arrow files are read where there are any: %d others, such as %s, are left out",
-                path, len(unread), min(unread).name,
-            )  # fmt: skip
-        if not files:
-            raise InputError(f"{path} has no file that nearkin reads (.txt, .csv, .jsonl, .parquet, .arrow)")
-        return files
-    files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())  # noqa: PTH207
-    if not files:
-        raise InputError(f"{path} does not exist" if not glob.has_magic(str(path)) else f"no file matches {path}")
-    return files
-
-
 def new_files(entry: CorpusEntry, store: Store) -> list[Path]:
     """Files that a corpus's folder or glob has now and had not when it was read; none where it is gone altogether."""
     location = str(entry.spec["location"])
@@ -140,29 +105,6 @@ def _outside(store: Store, files: list[Path]) -> list[Path]:
     """Those that are not the store's, where it lies within the corpus's folder."""
     own = Path(os.path.abspath(store.path))  # noqa: PTH100
     return [file for file in files if not Path(os.path.abspath(file)).is_relative_to(own)]  # noqa: PTH100
-
-
-def _is_set(file: Path) -> bool:
-    """Whether it is an augmentation set's, which lies in a folder of texts by chance."""
-    return file.name == "augmentation.parquet" and (file.parent / "manifest.json").is_file()
-
-
-def _files_under(folder: Path) -> Iterator[Path]:
-    """Every file, those behind symbolic links to other folders too; no folder twice."""
-    seen = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        links = {name: os.path.islink(Path(place) / name) for name in folders}  # noqa: PTH114
-        folders[:] = []
-        for name in sorted(links, key=lambda name: (links[name], name)):  # what a link leads to may stand beside it
-            real = os.path.realpath(Path(place) / name)
-            if real not in seen:
-                seen.add(real)
-                folders.append(name)
-        yield from (path for name in files if (path := Path(place) / name).is_file())
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
@@ -218,42 +160,6 @@ def _spec_dict(spec: CorpusSpec) -> dict[str, object]:
     value = asdict(spec)
     value.pop("name")
     return {**value, "column": spec.text_column}
-
-
-class Filter:
-    """The ``--where`` condition, asked of DuckDB a batch at a time. It sees the rows and nothing else: no files.
-
-    Its names are ``id``, ``text`` and ``source`` of the passage, then the file's own columns. Where one of these has
-    such a name itself and is another thing, it gets a ``_`` behind it, as in the store: DuckDB's names know no case.
-    """
-
-    def __init__(self, where: str | None, source: str, text: str) -> None:
-        self._where, self._source, self._text = where, source, text
-        self._connection = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def keep(self, batch: pa.RecordBatch, passage: pa.RecordBatch) -> pa.Array:
-        """Boolean [n]: the rows that satisfy the condition (unknown counts as no)."""
-        if self._where is None:
-            return pa.repeat(True, len(batch))
-        taken = {name.lower() for name in passage.schema.names}
-        others = [n for n in batch.schema.names if n != "id" and not (n == self._text and n.lower() in taken)]
-        names = [*passage.schema.names, *(f"{n}_" if n.lower() in taken else n for n in others)]
-        arrays = [*passage.columns, *(batch.column(n) for n in others)]
-        self._connection.register("passages", pa.table(arrays, names=names))
-        try:
-            result = self._connection.sql(f"select coalesce(({self._where}), false) as keep from passages")
-            column = result.to_arrow_table().column("keep")
-        except duckdb.Error as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"--where {self._where!r} does not work on corpus {self._source}: {reason}") from error
-        if len(column) != len(batch):
-            raise InputError(f"--where {self._where!r} must be a condition on one row, without aggregates")
-        if not pa.types.is_boolean(column.type):
-            raise InputError(f"--where {self._where!r} is not a condition: it gives {column.type}, not true or false")
-        return column.combine_chunks()
 
 
 class _ShardCutter:

@@ -25,7 +25,8 @@ from selection import ingest as module
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
-from selection.ingest import CorpusSpec, find_files, ingest, new_files, parse_corpus
+from selection.finding import find_files
+from selection.ingest import CorpusSpec, ingest, new_files, parse_corpus
 from selection.store import CorpusEntry, Store
 from selection.tokens import count_tokens
 
