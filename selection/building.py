@@ -25,6 +25,7 @@ from selection.ingest import CorpusSpec, ingest, new_files
 from selection.memory import peak_memory, release_memory
 from selection.slugs import build_flags, check_version
 from selection.store import CorpusEntry, Store
+from selection.unfinished import PATTERN
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
 
@@ -276,8 +277,8 @@ def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
 
 
 def _forget(path: Path) -> None:
-    """Removes a store that failed before it held anything."""
-    if path.is_dir() and not (path / "manifest.json").exists():
+    """Removes a store that failed before it held anything, not even some of a corpus."""
+    if path.is_dir() and not (path / "manifest.json").exists() and not any((path / "corpus").glob(PATTERN)):
         with contextlib.suppress(OSError):
             shutil.rmtree(path)
 

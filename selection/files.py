@@ -50,13 +50,13 @@ def _host() -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path to write to; on success it becomes `path`, on any error it is removed and `path` is untouched."""
     aside = _aside(path)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     _MINE.add(aside.name)
     try:
-        with _explained(path, aside):
+        with explained(path, aside):
             yield aside
-        with _explained(path):
+        with explained(path):
             with aside.open("rb+") as file:
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -78,7 +78,7 @@ def check_replaceable(path: Path, overwrite: bool, holds: str | None = None) -> 
 
 
 @contextmanager
-def _explained(path: Path, aside: Path | None = None) -> Iterator[None]:
+def explained(path: Path, aside: Path | None = None) -> Iterator[None]:
     """Says of an OSError that `path` could not be written; given `aside`, only of one met there or of a full disk.
 
     What fills a file reads others, and theirs are errors of their own.
@@ -104,28 +104,38 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
     """
     check_replaceable(path, overwrite, holds)
     path = Path(os.path.realpath(path))
-    aside, before = _aside(path), _aside(path)
-    _MINE.update((aside.name, before.name))
+    aside = _aside(path)
+    _MINE.add(aside.name)
     try:
-        with _explained(path):
+        with explained(path):
             aside.mkdir(parents=True)
-        with _explained(path, aside):
+        with explained(path, aside):
             yield aside
-        with _explained(path):
-            for file in aside.rglob("*"):
+        put_folder(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        _MINE.discard(aside.name)
+
+
+def put_folder(folder: Path, path: Path) -> None:
+    """Makes a filled folder `path`, all of it on disk; what was there before is removed."""
+    before = _aside(path)
+    _MINE.add(before.name)
+    try:
+        with explained(path):
+            for file in folder.rglob("*"):
                 if file.is_file():
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
             if path.is_dir():
                 path.replace(before)
-            aside.replace(path)
+            folder.replace(path)
             _sync_folder(path.parent)
     finally:
         if before.exists() and not path.exists():
             before.replace(path)
-        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
-        _MINE.difference_update((aside.name, before.name))
+        _MINE.discard(before.name)
 
 
 def _sync_folder(folder: Path) -> None:

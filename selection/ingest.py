@@ -13,9 +13,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from selection.chunking import Chunker
-from selection.columnar import open_columnar
+from selection.columnar import ColumnarFile, open_columnar
 from selection.corpus import SHARD_BYTES, SHARD_ROWS, Shard, passages
 from selection.encoders import STATIC, full_name
 from selection.errors import InputError, NearkinError
-from selection.files import ASIDE, TextFingerprint, atomic_folder, atomic_write, text_bytes
+from selection.files import ASIDE, TextFingerprint, atomic_write, text_bytes
 from selection.finding import HUB, find_files
 from selection.reading import (
     BATCH_ROWS,
@@ -43,6 +43,7 @@ from selection.reading import (
 )
 from selection.slugs import encoder_held
 from selection.store import CorpusEntry, FileEntry, Store
+from selection.unfinished import Unfinished, unfinished
 from selection.where import Filter
 
 log = logging.getLogger(__name__)
@@ -124,9 +125,7 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     if spec.location.startswith(HUB):
         if known and _same(known, spec) and all(store.is_whole(f) for f in known.files):
             return known
-        path = Path(spec.location)
-        pieces = _pieces(_hub_batches(spec.location), spec.text_column, path)
-        return _convert(store, spec, [], ((path, batch, ends) for batch, ends in pieces))
+        return _convert(store, spec, [])
     files = _outside(store, find_files(spec.location))
     if not files:
         raise InputError(f"{spec.location} holds no file but the store's own")
@@ -135,9 +134,8 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
         return known
     kinds = {kind_of(f) for f in files}
     if kinds <= COLUMNAR_KINDS and spec.chunk is None:
-        return _scan(store, spec, files)
-    batches = ((f, batch, ends) for f in files for batch, ends in _any_batches(f, spec.text_column))
-    return _convert(store, spec, files, batches)
+        return _scan(store, spec, files, known if known and _same(known, spec) else None)
+    return _convert(store, spec, files)
 
 
 def _counting_model(store: Store, spec: CorpusSpec, known: CorpusEntry | None) -> str | None:
@@ -165,9 +163,9 @@ def _spec_dict(spec: CorpusSpec) -> dict[str, object]:
 class _ShardCutter:
     """Collects kept rows of one file until a shard is full."""
 
-    def __init__(self, path: str, first_row: int) -> None:
+    def __init__(self, path: str, first_row: int, at: int = 0) -> None:
         self.path, self.file_first_row = path, first_row
-        self.start = self.row = 0
+        self.start = self.row = at
         self._clear()
 
     def _clear(self) -> None:
@@ -198,48 +196,126 @@ class _ShardCutter:
         return Shard(self.path, start, self.row, len(kept), None, first_row, text, size), kept
 
 
-def _scan(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
-    """Cuts files that stay where they are into shards."""
-    shards: list[Shard] = []
-    sources: list[FileEntry] = []
-    blank = filtered = row = 0
+@dataclass
+class _Scanned:
+    """How far files that stay where they are have been read.
+
+    Attributes:
+        sources: those that were read or begun.
+        left_out: of each, how many rows were blank, and how many the condition left out.
+        shards: what they became.
+        at: how many rows of the last one have been read.
+    """
+
+    sources: list[FileEntry] = field(default_factory=list)
+    left_out: list[list[int]] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    at: int = 0
+
+    def keep_first(self, count: int) -> None:
+        """Forgets all but the first files."""
+        if count < len(self.sources):
+            names = {file.path for file in self.sources[count:]}
+            self.shards = [shard for shard in self.shards if shard.path not in names]
+            self.sources, self.left_out = self.sources[:count], self.left_out[:count]
+            self.at = self.sources[-1].rows if count else 0
+
+
+def _scanned(work: Unfinished, store: Store, files: list[Path], known: CorpusEntry | None) -> _Scanned:
+    """What is still good of a reading that was stopped, or of that of a corpus that has gained files since."""
+    done, inside = _Scanned(), work.folder
+    if work.state is not None:
+        sources, shards = [FileEntry(**f) for f in work.state["sources"]], [Shard(**s) for s in work.state["shards"]]
+        done = _Scanned(sources, work.state["left_out"], shards, work.state["at"])
+    elif known is not None and known.sources and all(store.is_whole(file) for file in known.files):
+        left_out = [[known.blank, known.filtered], *([0, 0] for _ in known.sources[1:])]
+        done, inside = _Scanned(list(known.sources), left_out, list(known.shards), known.sources[-1].rows), store.path
+    pairs = zip(done.sources, files, strict=False)
+    same = len(list(takewhile(lambda pair: store.relative(pair[1]) == pair[0].path and store.is_whole(pair[0]), pairs)))
+    # What was left out of a finished corpus is known of the whole alone.
+    done.keep_first(same if inside == work.folder or same == len(done.sources) else 0)
+    keeps = [shard.keep for shard in done.shards if shard.keep]
+    if inside != work.folder:
+        for name in keeps:
+            shutil.copy(inside / name, work.folder)
+        done.shards = [replace(shard, keep=shard.keep and Path(shard.keep).name) for shard in done.shards]
+    for file in set(work.folder.glob("keep-*")) - {work.folder / Path(name).name for name in keeps}:
+        file.unlink()
+    return done
+
+
+def _scan(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntry | None) -> CorpusEntry:
+    """Cuts files that stay where they are into shards; `known` is what the same specification gave before."""
     target = store.corpus_folder(spec.name)
-    bar = _bar(spec.name)
     with (
-        atomic_folder(target, overwrite=True) as folder,
+        unfinished(target, _spec_dict(spec)) as work,
         closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
-        bar,
+        _bar(spec.name) as bar,
     ):
-        for path in files:
-            # Hashed before it is read, so that an edit meanwhile is noticed at the next use.
-            sources.append(store.entry(path, -1))
-            file = open_columnar(path)
-            sources[-1].rows = file.rows
-            if spec.text_column not in file.schema.names:
-                text_column(file.schema.empty_table(), spec.text_column, path)
-            columns = None if spec.where else [spec.text_column]
-            cutter = _ShardCutter(store.relative(path), row)
-            read = _guarded(path, file.batches(0, file.rows, columns))
-            for batch, ends in _pieces(read, spec.text_column, path, file.cut_behind):
-                numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
-                passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
-                keep, no_text, left_out = _kept(batch, passage, condition, path)
-                blank, filtered = blank + no_text, filtered + left_out
-                cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
-                bar.update(len(batch))
-                if ends and cutter.full:
-                    _collect(cutter, shards, folder)
-            _collect(cutter, shards, folder)
+        done, row = _scanned(work, store, files, known), 0
+        for number, path in enumerate(files):
+            if number == len(done.sources):
+                # Hashed before it is read, so that an edit meanwhile is noticed at the next use.
+                source, done.at = store.source(path), 0
+                file = open_columnar(path)
+                done.sources.append(replace(source, rows=file.rows))
+                done.left_out.append([0, 0])
+            elif number < len(done.sources) - 1 or done.at == done.sources[-1].rows:
+                row += done.sources[number].rows
+                bar.update(done.sources[number].rows)
+                continue
+            else:
+                file = open_columnar(path)
+                bar.update(done.at)
+            _scan_file(store, spec, path, file, row, done, work, condition, bar)
             row += file.rows
-        _require_passages(spec, shards, blank, filtered)
+        blank, filtered = (sum(counts) for counts in zip(*done.left_out, strict=True))
+        _require_passages(spec, done.shards, blank, filtered)
+    shards, entries = done.shards, []
     keeps = [(at, shard) for at, shard in enumerate(shards) if shard.keep]
-    entries = []
     for at, shard in keeps:
         entries.append(store.entry(target / str(shard.keep), shard.rows))
         shards[at] = replace(shard, keep=entries[-1].path)
     if not keeps:
         shutil.rmtree(target, ignore_errors=True)
-    return CorpusEntry(spec.name, _spec_dict(spec), sources, entries, blank, filtered, shards)
+    return CorpusEntry(spec.name, _spec_dict(spec), done.sources, entries, blank, filtered, shards)
+
+
+def _scan_file(
+    store: Store,
+    spec: CorpusSpec,
+    path: Path,
+    file: ColumnarFile,
+    row: int,
+    done: _Scanned,
+    work: Unfinished,
+    condition: Filter,
+    bar: tqdm[None],
+) -> None:
+    """Cuts one file into shards, from row ``done.at`` of it on; `row` is the corpus's of its first."""
+    if spec.text_column not in file.schema.names:
+        text_column(file.schema.empty_table(), spec.text_column, path)
+    columns = None if spec.where else [spec.text_column]
+    cutter = _ShardCutter(store.relative(path), row, done.at)
+    read = _guarded(path, file.batches(done.at, file.rows, columns))
+    for batch, ends in _pieces(read, spec.text_column, path, file.cut_behind, done.at):
+        numbers = np.arange(cutter.row, cutter.row + len(batch), dtype=np.int64) + row
+        passage = passages(batch, spec.text_column, spec.name, numbers, path, _needed(spec))
+        keep, blank, filtered = _kept(batch, passage, condition, path)
+        counts = done.left_out[-1]
+        done.left_out[-1] = [counts[0] + blank, counts[1] + filtered]
+        cutter.add(len(batch), keep, passage.column("text").take(pa.array(keep)))
+        bar.update(len(batch))
+        if ends and cutter.full:
+            _collect(cutter, done.shards, work.folder)
+            if ends is Ends.BATCH:  # where a reading can begin
+                done.at = cutter.row
+                if work.save(done):
+                    store.save_checked()
+    _collect(cutter, done.shards, work.folder)
+    done.at = file.rows
+    if work.save(done):
+        store.save_checked()
 
 
 def _needed(spec: CorpusSpec) -> tuple[str, ...]:
@@ -295,16 +371,20 @@ class Ends(IntEnum):
 
 
 def _pieces(
-    batches: Iterator[pa.RecordBatch], column: str, path: Path, cut_behind: Callable[[int], int] | None = None
+    batches: Iterator[pa.RecordBatch],
+    column: str,
+    path: Path,
+    cut_behind: Callable[[int], int] | None = None,
+    row: int = 0,
 ) -> Iterator[tuple[pa.RecordBatch, Ends]]:
     """Batches in pieces, and of each what ends behind it: a shard may where anything does.
 
     Args:
-        batches: all of a file, from its first row on, however it cuts them.
+        batches: all of a file from row `row` on, where a whole batch begins, however it cuts them.
         cut_behind: where a whole batch ends, as `ColumnarFile.cut_behind`; where None, each of `batches` is whole.
     """
     most = SHARD_BYTES // 4
-    row = seen = 0  # text of this whole batch so far
+    seen = 0  # text of this whole batch so far
     for batch in batches:
         lengths = pc.fill_null(pc.binary_length(text_column(batch, column, path)), 0).to_numpy().astype(np.int64)
         at = 0
@@ -338,36 +418,75 @@ def _require_passages(spec: CorpusSpec, shards: list[Shard], blank: int, filtere
         raise InputError(f"corpus {spec.name} ({spec.location}) has no passage with text: {left}")
 
 
-def _convert(
-    store: Store, spec: CorpusSpec, files: list[Path], batches: Iterator[tuple[Path, pa.RecordBatch, Ends]]
-) -> CorpusEntry:
-    """Writes a corpus to Parquet parts in the store, then scans those like any other."""
-    blank = filtered = row = 0
+@dataclass
+class _Converted:
+    """How far files have been written to parts.
+
+    Attributes:
+        file, at: rows of that file, by its number, and all before it; `row` of the corpus in all.
+        parts: how many hold what was kept, `rows` passages.
+    """
+
+    file: int = 0
+    at: int = 0
+    row: int = 0
+    blank: int = 0
+    filtered: int = 0
+    parts: int = 0
+    rows: int = 0
+
+
+def _convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
+    """Writes a corpus to Parquet parts in the store, then scans those like any other; no files: one of the hub."""
     target = store.corpus_folder(spec.name)
     chunker = Chunker(spec.chunk, spec.chunk_model) if spec.chunk else None
-    bar = _bar(spec.name)
-    sources = [store.entry(file, -1) for file in files]  # before they are read, as in `_scan`
+    sources = [store.source(file) for file in files]  # before they are read, as in `_scan`
+    store.save_checked()
     with (
-        atomic_folder(target, overwrite=True) as folder,
+        unfinished(target, {"spec": _spec_dict(spec), "sources": sources}) as work,
         closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
-        bar,
+        _bar(spec.name) as bar,
     ):
-        parts = _PartWriter(folder)
-        with closing(parts):
-            for path, batch, ends in batches:
-                numbers = np.arange(row, row + len(batch), dtype=np.int64)
+        done = _Converted(**(work.state or {}))
+        bar.update(done.row)
+        for part in work.folder.glob("part-*"):
+            if part.name >= f"part-{done.parts:05d}":
+                part.unlink()
+        with closing(_PartWriter(work.folder, done.parts, done.rows)) as parts:
+            for number, at, path, batch, ends in _rest(spec, files, done.file, done.at):
+                numbers = np.arange(done.row, done.row + len(batch), dtype=np.int64)
                 passage = passages(batch, spec.text_column, spec.name, numbers, path)
-                keep, no_text, left_out = _kept(batch, passage, condition, path)
-                blank, filtered, row = blank + no_text, filtered + left_out, row + len(batch)
+                keep, blank, filtered = _kept(batch, passage, condition, path)
                 table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
                 parts.write(chunker.split(table) if chunker else table, ends)
+                row, blank, filtered = done.row + len(batch), done.blank + blank, done.filtered + filtered
+                done = _Converted(number, at, row, blank, filtered, parts.count, parts.rows)
                 bar.update(len(batch))
+                if files and parts.all_written:
+                    work.save(done)
         if parts.rows == 0:
-            _require_passages(spec, [], blank, filtered)
+            _require_passages(spec, [], done.blank, done.filtered)
     inner = CorpusSpec(spec.name, str(target), "text")
     scanned = _scan_parts(store, inner, sorted(target.glob("part-*.parquet")))
     description = {**_spec_dict(spec), "column": "text"}
-    return CorpusEntry(spec.name, description, sources, scanned.sources, blank, filtered, scanned.shards)
+    return CorpusEntry(spec.name, description, sources, scanned.sources, done.blank, done.filtered, scanned.shards)
+
+
+def _rest(
+    spec: CorpusSpec, files: list[Path], file: int, at: int
+) -> Iterator[tuple[int, int, Path, pa.RecordBatch, Ends]]:
+    """Pieces behind row `at` of a file, with the file's number and how many of its rows have been seen by then."""
+    if not files:
+        path, row = Path(spec.location), 0
+        for batch, ends in _pieces(_hub_batches(spec.location), spec.text_column, path):
+            row += len(batch)
+            yield 0, row, path, batch, ends
+    for number, path in enumerate(files[file:], file):
+        row = 0
+        for batch, ends in _any_batches(path, spec.text_column):
+            row += len(batch)
+            if number > file or row > at:
+                yield number, row, path, batch, ends
 
 
 def _scan_parts(store: Store, spec: CorpusSpec, parts: list[Path]) -> CorpusEntry:
@@ -399,8 +518,8 @@ def _with_others(passage: pa.RecordBatch, batch: pa.RecordBatch, text: str) -> p
 class _PartWriter:
     """Writes part-00000.parquet, part-00001.parquet, ...; a new one when a part is full or the columns change."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._parts, self.rows = folder, 0, 0
+    def __init__(self, folder: Path, count: int, rows: int) -> None:
+        self._folder, self.count, self.rows = folder, count, rows
         self._writer: pq.ParquetWriter | None = None
         self._schema: pa.Schema | None = None
         self._pending: list[pa.Table] = []
@@ -419,12 +538,16 @@ class _PartWriter:
         if (ends is Ends.BATCH and full) or (ends is Ends.QUARTER and self._pending_bytes >= 8 * SHARD_BYTES):
             self._flush()
 
+    @property
+    def all_written(self) -> bool:
+        return not self._pending
+
     def _flush(self) -> None:
         if self._pending:
-            path = self._folder / f"part-{self._parts:05d}.parquet"
+            path = self._folder / f"part-{self.count:05d}.parquet"
             with atomic_write(path) as aside:
                 pq.write_table(pa.concat_tables(self._pending), aside, compression="zstd", row_group_size=SHARD_ROWS)
-            self._parts, self.rows = self._parts + 1, self.rows + self._pending_rows
+            self.count, self.rows = self.count + 1, self.rows + self._pending_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
     def close(self) -> None:

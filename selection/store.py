@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selection import unfinished
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, atomic_write, locked, sha256_of_file, sweep, write_json
@@ -269,7 +270,9 @@ class Store:
         return self.path / "corpus" / (f"{name}~" if name in _folders(self._settled or []) else name)
 
     def clear_corpora(self) -> None:
-        """Removes the folders of converted corpora from which nothing is read any more."""
+        """Removes the folders of converted corpora from which nothing is read any more, and of such as never were."""
+        for folder in (self.path / "corpus").glob(unfinished.PATTERN):
+            shutil.rmtree(folder, ignore_errors=True)
         used = _folders(self.manifest.corpora)
         for corpus in self.manifest.corpora:
             for name in {corpus.name, f"{corpus.name}~"} - used:
@@ -331,6 +334,13 @@ class Store:
         """The manifest's entry for a file that was just written or scanned."""
         digest = self._hash(path)
         return FileEntry(self.relative(path), rows, digest)
+
+    def source(self, path: Path) -> FileEntry:
+        """The entry of a file that is about to be read, its rows not known yet; hashed unless it looks untouched."""
+        stat, checked = path.stat(), self._checked.get(self.relative(path), [])
+        if checked[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return FileEntry(self.relative(path), -1, checked[2])
+        return self.entry(path, -1)
 
     def hashed(self, path: Path, rows: int, sha256: str) -> FileEntry:
         """As `entry`, of a file that was just hashed."""

@@ -1,0 +1,191 @@
+"""A reading that was stopped goes on where it was, and ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from selection import ingest as module
+from selection import unfinished
+from selection.building import collect
+from selection.errors import InputError
+from selection.ingest import CorpusSpec
+
+KINDS = ("parquet", "one file", "where", "jsonl", "chunk")
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes every step; shards and parts are small."""
+    monkeypatch.setattr(unfinished, "SECONDS", 0)
+    monkeypatch.setattr(unfinished, "TIMES", 0)
+    monkeypatch.setattr(module, "SHARD_ROWS", 16)
+    monkeypatch.setattr("selection.reading.BATCH_ROWS", 8)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 8)
+    monkeypatch.setattr(module, "BATCH_ROWS", 8)
+
+
+def corpus(passages: pa.Table, folder: Path, kind: str) -> CorpusSpec:
+    """Three hundred passages, a blank one among them, in files of 75 or one."""
+    folder.mkdir()
+    texts = passages["text"].to_pylist()[:300]
+    texts[130] = " "
+    size = 300 if kind in ("one file", "jsonl") else 75
+    for at in range(0, 300, size):
+        part = pa.table({"text": texts[at : at + size], "n": range(at, at + size)})
+        if kind == "jsonl":
+            (folder / f"{at:03d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part.to_pylist()))
+        else:
+            pq.write_table(part, folder / f"{at:03d}.parquet")
+    return CorpusSpec(
+        "c", str(folder), where="n % 7 <> 3" if kind == "where" else None, chunk=24 if kind == "chunk" else None
+    )
+
+
+def state_of(store: Path) -> dict[str, Any]:
+    """All that a store has of its corpora: the manifest and the bytes of its files."""
+    files = {str(p.relative_to(store)): p.read_bytes() for p in (store / "corpus").rglob("*") if p.is_file()}
+    return {"manifest": (store / "manifest.json").read_text(), "files": files}
+
+
+def stop_after(patch: pytest.MonkeyPatch, batches: int, error: type[BaseException] = KeyboardInterrupt) -> list[int]:
+    """Has the reading stopped at a batch; the list counts those that are read, from then on too."""
+    read, kept = [0], module._kept
+
+    def counted(*arguments: Any) -> Any:
+        read[0] += 1
+        if read[0] == batches:
+            raise error("stopped")
+        return kept(*arguments)
+
+    patch.setattr(module, "_kept", counted)
+    return read
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_reading_goes_on(
+    kind: str, passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = corpus(passages, tmp_path / "files", kind)
+    with pytest.MonkeyPatch.context() as patch:
+        read = stop_after(patch, -1)
+        collect(tmp_path / "whole", [spec])
+        total = read[0]
+    for stop in (2, total // 2, total):
+        store = tmp_path / f"stopped-{stop}"
+        with pytest.MonkeyPatch.context() as patch:
+            read = stop_after(patch, stop)
+            with pytest.raises(KeyboardInterrupt):
+                collect(store, [spec])
+            read[0] = -10_000
+            collect(store, [spec])
+        assert state_of(store) == state_of(tmp_path / "whole")
+        most = {2: total, total // 2: total * 3 // 4, total: total // 3}[stop]
+        assert read[0] + 10_000 <= most, "it read again what had been read"
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("kind", ["where", "chunk"])
+def test_what_was_read_of_other_files_is_not_taken(kind: str, passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", kind)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 36)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "stopped", [spec])
+    changed = tmp_path / "files" / "075.parquet"
+    table = pq.read_table(changed)
+    pq.write_table(table.set_column(0, "text", pc.utf8_upper(table["text"])).slice(2), changed)
+    for store in ("stopped", "whole"):
+        collect(tmp_path / store, [spec])
+    assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("kind", ["parquet", "where"])
+def test_of_a_corpus_that_gains_files_only_those_are_read(kind: str, passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", kind)
+    last = tmp_path / "files" / "225.parquet"
+    last.rename(tmp_path / "last.parquet")
+    collect(tmp_path / "store", [spec])
+    (tmp_path / "last.parquet").rename(last)
+    with pytest.MonkeyPatch.context() as patch:
+        read = stop_after(patch, -1)
+        collect(tmp_path / "store")
+        gained = read[0]
+        collect(tmp_path / "whole", [spec])
+    assert 0 < gained < (read[0] - gained) / 3
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_bad_input_leaves_nothing(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "where")
+    (tmp_path / "files" / "300.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a whole Parquet file"):
+        collect(tmp_path / "store", [spec])
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("often")
+def test_what_another_specification_left_is_cleared_away(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "where")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 36)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "stopped", [spec])
+    plain = CorpusSpec("c", spec.location)
+    for store in ("stopped", "whole"):
+        collect(tmp_path / store, [plain])
+    assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
+
+
+def test_a_killed_process_goes_on(passages: pa.Table, tmp_path: Path) -> None:
+    """By the command line, killed in earnest."""
+    spec = corpus(passages, tmp_path / "files", "chunk")
+    code = (
+        "import os, signal, sys\n"
+        "from selection import ingest, unfinished\n"
+        "unfinished.SECONDS = unfinished.TIMES = 0\n"
+        "ingest.SHARD_ROWS, kept, read = 16, ingest._kept, [0]\n"
+        "def counted(*arguments):\n"
+        "    read[0] += 1\n"
+        "    if read[0] == 3 and sys.argv[1] == 'kill':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return kept(*arguments)\n"
+        "ingest._kept = counted\n"
+        "from nearkin import main\n"
+        "status = main(sys.argv[2:])\n"
+        "print(read[0])\n"
+        "sys.exit(status)\n"
+    )
+    found = {}
+    for store, way in (("stopped", "kill"), ("stopped", "go"), ("whole", "go")):
+        arguments = [
+            "build",
+            str(tmp_path / store),
+            "--encoder",
+            "none",
+            "--corpus",
+            f"c={spec.location}",
+            "--chunk",
+            "24",
+        ]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code, way, *arguments], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == (-signal.SIGKILL if way == "kill" else 0), done.stderr
+        found[store] = done.stdout
+    assert int(found["stopped"].split()[-1]) < int(found["whole"].split()[-1])
+    assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
