@@ -25,7 +25,7 @@ from selection.ingest import CorpusSpec, ingest, new_files
 from selection.memory import peak_memory, release_memory
 from selection.slugs import build_flags, check_version
 from selection.store import CorpusEntry, Store
-from selection.unfinished import PATTERN
+from selection.unfinished import LEFT
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of
 
@@ -253,6 +253,7 @@ def collect(
             _check_named(opened, corpora)
             _ingest_all(opened, corpora)
             opened.save()
+            opened.clear_corpora()
             if answered and not _answers(opened):
                 log.warning("neighbours are found again once `nearkin build %s` has embedded what is new", store)
     finally:
@@ -278,7 +279,7 @@ def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
 
 def _forget(path: Path) -> None:
     """Removes a store that failed before it held anything, not even some of a corpus."""
-    if path.is_dir() and not (path / "manifest.json").exists() and not any((path / "corpus").glob(PATTERN)):
+    if path.is_dir() and not (path / "manifest.json").exists() and not any((path / "corpus").glob(LEFT)):
         with contextlib.suppress(OSError):
             shutil.rmtree(path)
 

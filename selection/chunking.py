@@ -4,7 +4,8 @@ Documents are cut at white space by array arithmetic, and each distinct word is 
 sums of their tokens follows where every piece ends, the same step for all documents at a time, with no Python object a
 word. A library that tokenizes text anew for every cut it considers takes many times as long (docs/benchmarks.md).
 
-Memory: some forty bytes a word of what is given, and twice its text.
+Memory: twice the text of what is given, some forty bytes a word (a character, of scripts without spaces), some hundred
+a piece.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from selection.tokens import ArrayTokenizer, Words, distinct_words, find_words
 
 REPEATED_BYTES = 1 << 30
 
-_OPENING, _CLOSING = r"""["'“‘«(\[]*""", r"""["'”’»)\]]*"""
-_SENTENCE = rf"[.!?…]{_CLOSING}\s*$"
-_SENTENCE_UNSPACED = r"[。！？]\s*$"
-_PARAGRAPH = r"\n\s*\n"
-_GOES_ON = rf"^{_OPENING}[a-z]"
+_OPENING, _CLOSING = r"""["'“‘«(\[]*""", r"""["'”’»)\]」』）》]*"""
 # Initials, and abbreviations that papers and news are full of.
-_SHORT = "[A-Za-z]|[A-Za-z][.][A-Za-z]|Nos?|(?i:al|ca|cf|drs?|eqs?|figs?|jr|mrs?|ms|profs?|refs?|resp|sec|sr|st|tab|vs)"
+_SHORT = r"\p{L}|\p{L}[.]\p{L}|Nos?|(?i:al|ca|cf|drs?|eqs?|figs?|jr|mrs?|ms|profs?|refs?|resp|sec|sr|st|tab|vs)"
+_SENTENCE = rf"[.!?…。！？।؟۔]{_CLOSING}\s*$"
 _NO_SENTENCE = rf"^{_OPENING}(?:{_SHORT})[.]{_CLOSING}\s*$"
+_PARAGRAPH = r"\n\s*\n"
+_GOES_ON = rf"^{_OPENING}\p{{Ll}}"
+
+# Of scripts without spaces, in UTF-8: what ends a sentence or a part of one, and what may follow that.
+_STOPS, _FOLLOW = (
+    [int.from_bytes(c.encode(), "big") for c in characters] for characters in ("、。！，；？", "」』）》”’")
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Chunker:
 
     A piece ends behind the last paragraph of its second half, else behind the last sentence that leaves it a quarter of
     the tokens, else behind a word, and within one only where that has more. The last piece is a quarter of the others
-    at least, where words allow. White space around pieces is dropped.
+    at least, where words allow. White space around pieces is dropped. A character that is more tokens by itself stays.
 
     Args:
         tokens: the most that a piece has, special tokens left out.
@@ -109,7 +114,7 @@ class Chunker:
         """
         raw, begins, bounds = find_words(texts)
         begins = _with(begins, _behind_unspaced(raw))
-        inner = _within_long(raw, begins, self._most)
+        inner = _within_long(raw, begins, limit)
         begins = _with(begins, inner)
         inner, first = np.searchsorted(begins, inner), np.searchsorted(begins, bounds)
         words = distinct_words(raw, begins, first)
@@ -118,9 +123,9 @@ class Chunker:
         offsets = pa.py_buffer(np.append(begins[starts], len(raw)))
         pieces = pc.utf8_trim_whitespace(pa.LargeStringArray.from_buffers(len(starts), offsets, pa.py_buffer(raw)))
         lengths = pc.binary_length(pieces).to_numpy()
-        doubtful = lengths > self._most  # a byte is a token at most
+        doubtful = np.ones(len(pieces), dtype=bool)
         if self._tokenizer.by_words:  # sums tell what pieces of whole words have
-            doubtful &= np.searchsorted(inner, starts) < np.searchsorted(inner, ends, "right")
+            doubtful = np.searchsorted(inner, starts) < np.searchsorted(inner, ends, "right")
         long = np.flatnonzero(doubtful)
         over = np.zeros(len(pieces), dtype=bool)
         over[long] = self._tokenizer(pieces.take(pa.array(long))).lengths > self._most
@@ -130,13 +135,19 @@ class Chunker:
 
 
 def _behind_unspaced(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Where the punctuation of scripts without white space ends, int64."""
+    """Behind the punctuation of scripts without spaces, and the brackets and quotes that follow it, int64."""
     lead = np.flatnonzero(raw[:-2] >= 0xE3)
-    one, two, three = raw[lead], raw[lead + 1], raw[lead + 2]
-    low = (one == 0xE3) & (two == 0x80) & np.isin(three, [0x81, 0x82])
-    wide = (one == 0xEF) & (two == 0xBC) & np.isin(three, [0x81, 0x8C, 0x9B, 0x9F])
-    found: npt.NDArray[np.int64] = lead[low | wide] + 3
-    return found
+    at: npt.NDArray[np.int64] = lead[np.isin(_three_bytes(raw, lead), _STOPS)] + 3
+    for _ in range(2):
+        inside = np.minimum(at, len(raw) - 3)
+        at += 3 * ((inside == at) & np.isin(_three_bytes(raw, inside), _FOLLOW))
+    return np.unique(at)
+
+
+def _three_bytes(raw: npt.NDArray[np.uint8], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The bytes from each place on as a number."""
+    first, second, third = (raw[at + step].astype(np.int32) for step in range(3))
+    return first << 16 | second << 8 | third
 
 
 def _within_long(raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
@@ -179,7 +190,7 @@ def _places(words: Words, counts: npt.NDArray[np.int64], inner: npt.NDArray[np.i
         return np.maximum.accumulate(np.where(np.append(False, behind), np.arange(len(behind) + 1), 0))
 
     wrapped = np.append(has(_GOES_ON)[which[1:]], False)
-    stops = (has(_SENTENCE) & ~has(_NO_SENTENCE) | has(_SENTENCE_UNSPACED))[which] | has("\\n")[which] & ~wrapped
+    stops = (has(_SENTENCE) & ~has(_NO_SENTENCE))[which] | has("\\n")[which] & ~wrapped
     whole = np.ones(len(which), dtype=bool)
     whole[inner - 1] = False
     return _Places(np.append(0, np.cumsum(counts[which])), last(whole), last(stops), last(has(_PARAGRAPH)[which]))

@@ -117,8 +117,8 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
         _MINE.discard(aside.name)
 
 
-def put_folder(folder: Path, path: Path) -> None:
-    """Makes a filled folder `path`, all of it on disk; what was there before is removed."""
+def put_folder(folder: Path, path: Path, without: str = "") -> None:
+    """Makes a filled folder `path`, all of it on disk; what was there before is removed, and a file `without` of it."""
     before = _aside(path)
     _MINE.add(before.name)
     try:
@@ -127,6 +127,8 @@ def put_folder(folder: Path, path: Path) -> None:
                 if file.is_file():
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
+            if without:
+                (folder / without).unlink(missing_ok=True)
             if path.is_dir():
                 path.replace(before)
             folder.replace(path)

@@ -4,6 +4,7 @@
 
     STORE/manifest.json                      corpora, shards, encoders, indexes, each file with rows and sha256
     STORE/corpus/<name>/part-00000.parquet   only for converted sources; <name>~ where it was read again
+    STORE/corpus/.<name>.unfinished/         what a killed build has read of it
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
@@ -32,10 +33,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selection import unfinished
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, atomic_write, locked, sha256_of_file, sweep, write_json
+from selection.unfinished import LEFT
 from selection.wording import join
 
 if TYPE_CHECKING:
@@ -58,7 +59,13 @@ class FileEntry:
 
 @dataclass
 class CorpusEntry:
-    """One corpus: what was asked for, the files it came from, and the shards it became."""
+    """One corpus: what was asked for, the files it came from, and the shards it became.
+
+    Attributes:
+        blank: rows without text.
+        filtered: rows that the condition left out.
+        left_out: both, of each source, where these stay in place.
+    """
 
     name: str
     spec: dict[str, Any]
@@ -67,6 +74,7 @@ class CorpusEntry:
     blank: int
     filtered: int
     shards: list[Shard]
+    left_out: list[list[int]] = field(default_factory=list)
 
     @property
     def in_use(self) -> list[FileEntry]:
@@ -271,8 +279,8 @@ class Store:
 
     def clear_corpora(self) -> None:
         """Removes the folders of converted corpora from which nothing is read any more, and of such as never were."""
-        for folder in (self.path / "corpus").glob(unfinished.PATTERN):
-            shutil.rmtree(folder, ignore_errors=True)
+        for state in (self.path / "corpus").glob(LEFT):
+            shutil.rmtree(state.parent, ignore_errors=True)
         used = _folders(self.manifest.corpora)
         for corpus in self.manifest.corpora:
             for name in {corpus.name, f"{corpus.name}~"} - used:

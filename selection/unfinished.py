@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selection.errors import InputError
-from selection.files import explained, put_folder, write_json
+from selection.files import check_replaceable, explained, put_folder, write_json
+from selection.versions import version_of
 
-PATTERN = ".*.unfinished"
 STATE = "state.json"
+FORMAT = 1  # of what folders hold and states say
+LEFT = f".*.unfinished/{STATE}"
 SECONDS, TIMES = 10, 20
 
 
@@ -26,8 +28,9 @@ class Unfinished:
         state: what `save` was last given by a run that was to make the same; None where there is none.
     """
 
-    def __init__(self, folder: Path, about: Any) -> None:
-        self.folder, self._about = folder, json.loads(json.dumps(about, default=vars))
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._about = {"format": FORMAT, "nearkin": version_of("nearkin"), **about}
         self.state = self._read()
         self._saved, self._took = time.monotonic(), 0.0
 
@@ -38,14 +41,14 @@ class Unfinished:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, state: Any) -> bool:
+    def save(self, state: Any, at_once: bool = False) -> bool:
         """Notes how far it is, what is in the folder being as it should be then; seldom, since noting takes a moment.
 
         Returns:
             Whether it was noted.
         """
         begun = time.monotonic()
-        if begun - self._saved < max(SECONDS, TIMES * self._took):
+        if not at_once and begun - self._saved < max(SECONDS, TIMES * self._took):
             return False
         write_json(self.folder / STATE, {"about": self._about, "state": state})
         self._saved = time.monotonic()
@@ -54,15 +57,20 @@ class Unfinished:
 
 
 @contextmanager
-def unfinished(path: Path, about: Any) -> Iterator[Unfinished]:
+def unfinished(path: Path, about: Mapping[str, Any]) -> Iterator[Unfinished]:
     """Yields a folder to fill, or to go on filling; on success it becomes `path`, in place of what was there.
 
-    It stays where this is stopped, but for bad input, which nothing need be kept of.
+    Where this is stopped after something was noted, it stays.
 
     Args:
         about: all that what is in the folder depends on, as JSON. What is left of something else is cleared away.
+
+    Raises:
+        NearkinError: `path` cannot be replaced.
     """
-    folder = path.with_name(PATTERN.replace("*", path.name))
+    check_replaceable(path, overwrite=True)
+    path = Path(os.path.realpath(path))
+    folder = path.with_name(f".{path.name}.unfinished")
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
         under_way = Unfinished(folder, about)
@@ -72,8 +80,7 @@ def unfinished(path: Path, about: Any) -> Iterator[Unfinished]:
     try:
         with explained(path, folder):
             yield under_way
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    (folder / STATE).unlink(missing_ok=True)
-    put_folder(folder, path)
+        put_folder(folder, path, without=STATE)
+    finally:
+        if not (folder / STATE).exists():
+            shutil.rmtree(folder, ignore_errors=True)

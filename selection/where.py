@@ -1,11 +1,17 @@
-"""``--where``: which rows of a batch are kept."""
+"""Which rows of a batch are kept: those with text, and of these the ones that ``--where`` keeps."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from selection.errors import InputError
+from selection.reading import is_blank
 
 
 class Filter:
@@ -42,3 +48,21 @@ class Filter:
         if not pa.types.is_boolean(column.type):
             raise InputError(f"--where {self._where!r} is not a condition: it gives {column.type}, not true or false")
         return column.combine_chunks()
+
+    def rows(
+        self, batch: pa.RecordBatch, passage: pa.RecordBatch, path: Path
+    ) -> tuple[npt.NDArray[np.int64], int, int]:
+        """Positions of the rows to keep, and how many were blank, and how many the condition left out."""
+        texts = passage.column("text")
+        try:
+            texts.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{path}: the text column holds bytes that are not valid UTF-8; write it again as UTF-8"
+            ) from error
+        blank = is_blank(texts)
+        wanted = self.keep(batch, passage)
+        keep = pc.and_(pc.invert(blank), wanted)
+        no_text = pc.sum(blank).as_py() or 0
+        kept = np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
+        return kept, no_text, len(batch) - no_text - len(kept)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from selection.chunking import Chunker
 from selection.tokens import load_tokenizer
@@ -34,12 +34,14 @@ def ends_sentence(words: list[str], at: int) -> bool:
     """Whether a sentence ends before word `at`."""
     bare = words[at - 1].rstrip().rstrip("\"'”’»)]")
     core = bare[:-1].lstrip("\"'“‘«([")
-    shortened = bare.endswith(".") and (
-        core.lower() in SHORTENED or (len(core) == 1 and core.isascii() and core.isalpha())
-    )
+    shortened = bare.endswith(".") and (core.lower() in SHORTENED or (len(core) == 1 and core.isalpha()))
     follows = words[at].lstrip("\"'“‘«([")[:1] if at < len(words) else ""
-    new_line = "\n" in words[at - 1] and not (follows.isascii() and follows.islower())
+    new_line = "\n" in words[at - 1] and not follows.islower()
     return (bare[-1:] in {".", "!", "?", "…"} and not shortened) or new_line
+
+
+def len_of(text: str) -> int:
+    return lengths([text])[0]
 
 
 def plain(text: str, most: int) -> list[str]:
@@ -100,22 +102,29 @@ def test_any_text(texts: list[str], most: int) -> None:
 
 
 def test_a_tokenizer_that_joins_words_keeps_the_limit(documents: list[str], tmp_path: Path) -> None:
-    """Byte-level BPE as GPT's, and one that knows no words at all: sums of words' tokens do not tell."""
-    trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False)
-    for name, pre_tokenizer in (("gpt", pre_tokenizers.ByteLevel(add_prefix_space=False)), ("joins", None)):
-        tokenizer = Tokenizer(models.BPE())
-        if pre_tokenizer is not None:
-            tokenizer.pre_tokenizer = pre_tokenizer
-        tokenizer.train_from_iterator(documents[:6] if name == "gpt" else [d[:500] for d in documents[:6]], trainer)
+    """Byte-level BPE as GPT's, one that knows no words at all, and SentencePiece's way: sums of words do not tell."""
+    bpe = trainers.BpeTrainer(vocab_size=600, show_progress=False)
+    unigram = trainers.UnigramTrainer(vocab_size=600, show_progress=False, unk_token="?", special_tokens=["?"])
+    for name in ("gpt", "joins", "pieces"):
+        tokenizer = Tokenizer(models.Unigram() if name == "pieces" else models.BPE())
+        if name == "gpt":
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if name == "pieces":
+            tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        trained = [text[:500] for text in documents[:6]] if name == "joins" else documents[:6]
+        tokenizer.train_from_iterator(trained, unigram if name == "pieces" else bpe)
         (tmp_path / name).mkdir()
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").touch()
-        for text, pieces in zip(documents, pieces_of(documents, 32, str(tmp_path / name)), strict=True):
+        texts = [*documents, "0123456789" * 20, "㏂" * 60]
+        for text, pieces in zip(texts, pieces_of(texts, 32, str(tmp_path / name)), strict=True):
             counts = lengths(pieces, str(tmp_path / name))
             assert max(counts) <= 32
             assert "".join("".join(pieces).split()) == "".join(text.split())
-            assert name != "gpt" or len(pieces) < 4 or np.mean(counts) > 18  # and limits are used
+            assert (
+                name != "gpt" or text not in documents or len(pieces) < 4 or np.mean(counts) > 18
+            )  # and limits are used
 
 
 def test_where_pieces_end() -> None:
@@ -129,6 +138,17 @@ def test_where_pieces_end() -> None:
     assert pieces_of([paragraphs], 12) == [paragraphs.split("\n\n")]
     crumb = " ".join(["word"] * 33)
     assert [len(piece.split()) for piece in pieces_of([crumb], 32)[0]] == [25, 8]
+
+
+def test_where_pieces_end_in_other_scripts() -> None:
+    one, two = "Свет погас, и стало\nтихо в доме до\nутра.", "Потом\nони ушли."
+    assert pieces_of([f"{one} {two}"], len_of(one) + 3) == [[one, two]]
+    for text in ("「こんにちは。」と言った。" * 3, "他说：“好。”然后走了。" * 3):
+        pieces = pieces_of([text], 14)[0]
+        assert len(pieces) > 1
+        assert not [piece for piece in pieces if piece[0] in "」”"]
+    hindi = "यह घर है। वह पेड़ है। "
+    assert {piece[-1] for piece in pieces_of([hindi * 3], len_of(hindi))[0]} == {"।"}
 
 
 def test_blank_and_absent_texts_have_no_piece() -> None:

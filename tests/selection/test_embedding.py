@@ -38,7 +38,7 @@ from selection.vector_files import read_vectors
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.corpus.SHARD_ROWS", 64)
     monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
     monkeypatch.setattr(embedding, "SAVE_EVERY_SECONDS", 0.0)
 

@@ -586,7 +586,7 @@ def test_max_seconds_needs_auto(cli: Cli, tmp_path: Path, corpus_file: Path) -> 
 def test_processes_write_what_one_would(
     corpus_file: Path, built: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 32)
+    monkeypatch.setattr("selection.corpus.SHARD_ROWS", 32)
     spec = CorpusSpec("docs", str(corpus_file))
     one, two = tmp_path / "one", tmp_path / "two"
     build(one, [spec], encoder=str(tiny_encoder))

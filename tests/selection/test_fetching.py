@@ -28,7 +28,7 @@ MODEL = "all-MiniLM-L6-v2"
 @pytest.fixture
 def corpus(passages: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     """600 passages in shards of 64, every fifth of them long."""
-    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.corpus.SHARD_ROWS", 64)
     monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
     texts = [text * 9 if number % 5 == 0 else text for number, text in enumerate(passages["text"].to_pylist())]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")

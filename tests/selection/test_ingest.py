@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection import chunking, reading
-from selection import ingest as module
+from selection import chunking, convert, reading
+from selection import corpus as module
 from selection.columnar import open_columnar
 from selection.errors import InputError
 from selection.files import TextFingerprint
@@ -194,7 +194,7 @@ def test_few_long_rows_of_a_text_file_are_read_at_once_and_shards_stay_what_they
     """Parts and shards end behind whole batches, and where a file ends."""
     monkeypatch.setattr(module, "SHARD_ROWS", 16)
     monkeypatch.setattr(module, "SHARD_BYTES", 30_000)
-    for place in (module, reading):
+    for place in (convert, reading):
         monkeypatch.setattr(place, "BATCH_ROWS", 32)
     repeats = np.repeat(np.random.default_rng(0).choice([1, 1, 1, 30], 30), 20)
     texts = [" ".join([text] * n) for text, n in zip(passages["text"].to_pylist(), repeats.tolist(), strict=True)]

@@ -24,7 +24,7 @@ from tests.conftest import Cli
 @pytest.fixture
 def read(passages: pa.Table, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of ten shards, read and not embedded."""
-    monkeypatch.setattr("selection.ingest.SHARD_ROWS", 64)
+    monkeypatch.setattr("selection.corpus.SHARD_ROWS", 64)
     monkeypatch.setattr("selection.columnar.BATCH_ROWS", 64)
     pq.write_table(passages, tmp_path / "docs.parquet", row_group_size=64)
     spec = [CorpusSpec("docs", str(tmp_path / "docs.parquet"))]

@@ -10,16 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from selection import ingest as module
-from selection import unfinished
+from selection import convert, unfinished
+from selection import corpus as module
 from selection.building import collect
 from selection.errors import InputError
 from selection.ingest import CorpusSpec
+from selection.store import Store
+from selection.where import Filter
 
 KINDS = ("parquet", "one file", "where", "jsonl", "chunk")
 
@@ -32,7 +35,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARD_ROWS", 16)
     monkeypatch.setattr("selection.reading.BATCH_ROWS", 8)
     monkeypatch.setattr("selection.columnar.BATCH_ROWS", 8)
-    monkeypatch.setattr(module, "BATCH_ROWS", 8)
+    monkeypatch.setattr(convert, "BATCH_ROWS", 8)
 
 
 def corpus(passages: pa.Table, folder: Path, kind: str) -> CorpusSpec:
@@ -60,7 +63,7 @@ def state_of(store: Path) -> dict[str, Any]:
 
 def stop_after(patch: pytest.MonkeyPatch, batches: int, error: type[BaseException] = KeyboardInterrupt) -> list[int]:
     """Has the reading stopped at a batch; the list counts those that are read, from then on too."""
-    read, kept = [0], module._kept
+    read, kept = [0], Filter.rows
 
     def counted(*arguments: Any) -> Any:
         read[0] += 1
@@ -68,7 +71,7 @@ def stop_after(patch: pytest.MonkeyPatch, batches: int, error: type[BaseExceptio
             raise error("stopped")
         return kept(*arguments)
 
-    patch.setattr(module, "_kept", counted)
+    patch.setattr(Filter, "rows", counted)
     return read
 
 
@@ -128,13 +131,104 @@ def test_of_a_corpus_that_gains_files_only_those_are_read(kind: str, passages: p
     assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("often")
-def test_bad_input_leaves_nothing(passages: pa.Table, tmp_path: Path) -> None:
+def test_bad_input_leaves_nothing_of_a_reading_of_seconds(passages: pa.Table, tmp_path: Path) -> None:
     spec = corpus(passages, tmp_path / "files", "where")
     (tmp_path / "files" / "300.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="not a whole Parquet file"):
         collect(tmp_path / "store", [spec])
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("kind", ["where", "chunk"])
+def test_bad_input_costs_no_more_than_itself(kind: str, passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", kind)
+    last = tmp_path / "files" / "225.parquet"
+    whole = last.read_bytes()
+    last.write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a whole Parquet file"):
+        collect(tmp_path / "store", [spec])
+    last.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        read = stop_after(patch, -1)
+        collect(tmp_path / "store", [spec])
+        again = read[0]
+        collect(tmp_path / "whole", [spec])
+    assert again < (read[0] - again) / 2
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_stop_behind_the_last_row_costs_nothing(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "_cut_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "store", [spec])
+    with pytest.MonkeyPatch.context() as patch:
+        read = stop_after(patch, -1)
+        collect(tmp_path / "store", [spec])
+        assert read[0] == 0
+        collect(tmp_path / "whole", [spec])
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_what_is_gone_from_the_folder_is_read_again(passages: pa.Table, tmp_path: Path) -> None:
+    for kind, names in (("where", "keep-*"), ("chunk", "part-*")):
+        spec = corpus(passages, tmp_path / kind, kind)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, 30)
+            with pytest.raises(KeyboardInterrupt):
+                collect(tmp_path / f"{kind}-stopped", [spec])
+        min((tmp_path / f"{kind}-stopped" / "corpus" / ".c.unfinished").glob(names)).unlink()
+        for store in ("stopped", "whole"):
+            collect(tmp_path / f"{kind}-{store}", [spec])
+        assert state_of(tmp_path / f"{kind}-stopped") == state_of(tmp_path / f"{kind}-whole")
+
+
+def test_converted_files_that_give_way_to_parquet_leave_no_shards(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "jsonl")
+    collect(tmp_path / "store", [spec])
+    pq.write_table(passages.slice(400, 20), tmp_path / "files" / "b.parquet")
+    for store in ("store", "whole"):
+        collect(tmp_path / store, [spec])
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+    assert len(Store(tmp_path / "store").corpus.take(np.arange(20))) == 20
+
+
+@pytest.mark.usefixtures("often")
+def test_what_was_left_out_is_counted_once(passages: pa.Table, tmp_path: Path) -> None:
+    """Files gained, stopped, one of the old ones edited."""
+    spec = corpus(passages, tmp_path / "files", "where")
+    gained = [tmp_path / "files" / name for name in ("150.parquet", "225.parquet")]
+    for file in gained:
+        file.rename(tmp_path / file.name)
+    collect(tmp_path / "store", [spec])
+    for file in gained:
+        (tmp_path / file.name).rename(file)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 14)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "store", [spec])
+    edited = tmp_path / "files" / "075.parquet"
+    pq.write_table(pq.read_table(edited).slice(3), edited)
+    for store in ("store", "whole"):
+        collect(tmp_path / store, [spec])
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_folder_that_lies_elsewhere_stays_there(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "jsonl")
+    collect(tmp_path / "store", [spec])
+    (tmp_path / "store" / "corpus" / "c").rename(tmp_path / "elsewhere")
+    (tmp_path / "store" / "corpus" / "c").symlink_to(tmp_path / "elsewhere")
+    with (tmp_path / "files" / "000.jsonl").open("a") as file:
+        file.write('{"text": "one more", "n": 300}\n')
+    collect(tmp_path / "store", [spec])
+    assert (tmp_path / "store" / "corpus" / "c").is_symlink()
+    assert sum(pq.read_metadata(part).num_rows for part in (tmp_path / "elsewhere").glob("part-*")) == 300
 
 
 @pytest.mark.usefixtures("often")
@@ -155,15 +249,16 @@ def test_a_killed_process_goes_on(passages: pa.Table, tmp_path: Path) -> None:
     spec = corpus(passages, tmp_path / "files", "chunk")
     code = (
         "import os, signal, sys\n"
-        "from selection import ingest, unfinished\n"
+        "from selection import corpus, unfinished\n"
+        "from selection.where import Filter\n"
         "unfinished.SECONDS = unfinished.TIMES = 0\n"
-        "ingest.SHARD_ROWS, kept, read = 16, ingest._kept, [0]\n"
+        "corpus.SHARD_ROWS, kept, read = 16, Filter.rows, [0]\n"
         "def counted(*arguments):\n"
         "    read[0] += 1\n"
         "    if read[0] == 3 and sys.argv[1] == 'kill':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return kept(*arguments)\n"
-        "ingest._kept = counted\n"
+        "Filter.rows = counted\n"
         "from nearkin import main\n"
         "status = main(sys.argv[2:])\n"
         "print(read[0])\n"
