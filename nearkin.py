@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -76,6 +77,8 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 (done) or 1 (failed, said on stderr); wrong usage exits with 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a batch system's way to stop what takes too long: clean up as for Ctrl-C
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     debug = "--debug" in words
     args = parser().parse_args([word for word in words if word != "--debug"])
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="nearkin: %(message)s")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -178,7 +179,7 @@ def _finetune(
 ) -> FinetuneResult:
     from adaptation.classifier import Finetuning
     from adaptation.precision import use_bf16
-    from adaptation.training import of_first, processes
+    from adaptation.training import full_disk_told, of_first, processes
 
     metric = settings.metric or metric_of(task.task.name)
     identity = _identity(folder, task, settings, metric, processes().num_processes)
@@ -208,10 +209,12 @@ def _finetune(
         for seed in left:
             classifier, done[seed], predicted = run.train(seed, Path(scratch))
             if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
-                with atomic_folder(out / "model", overwrite=True) as place:
+                with atomic_folder(out / "model", overwrite=True) as place, full_disk_told(out / "model"):
                     classifier.save_pretrained(place)
                     run.fresh_tokenizer().save_pretrained(place)
             if run.is_main_process:
+                if len(done) == 1 and not settings.keep_model:  # a classifier there is another run's
+                    shutil.rmtree(out / "model", ignore_errors=True)
                 _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
                 write_json(out / RESULT_FILE, header | _record(result))
     return result

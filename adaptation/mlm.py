@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
-from selection.files import ASIDE, TextFingerprint, atomic_folder, check_replaceable, fingerprint, write_json
+from selection.files import (
+    ASIDE,
+    TextFingerprint,
+    atomic_folder,
+    atomic_write,
+    check_replaceable,
+    fingerprint,
+    write_json,
+)
 from selection.models import model_fingerprint, quiet_libraries
 from selection.versions import versions
 from selection.wording import human_seconds
@@ -299,8 +307,9 @@ class _Run:
                 write_json(note, {"identity": None})  # tells whose folder it is, should what follows be stopped
                 _clear(self.work, {file, note})
                 cut = partial(tokenise, tokenizer=self.tokenizer, max_tokens=self.max_tokens, words=settings.whole_word)
-                cut(text.train, file=self.work / "train.arrow")
-                cut(text.held_out, file=self.work / "held-out.arrow")
+                for part, texts in (("train", text.train), ("held-out", text.held_out)):
+                    with atomic_write(self.work / f"{part}.arrow") as aside:
+                        cut(texts, file=aside)
                 known = {"identity": self.identity, "bf16": use_bf16(settings.bf16)}
             write_json(note, known | {"counts": text.counts(), "call": call})
         finally:
@@ -433,11 +442,12 @@ class _Run:
     def _write(self, result: AdaptResult, overwrite: bool) -> None:
         from adaptation.joint import remove_head
         from adaptation.loading import load_tokenizer
+        from adaptation.training import full_disk_told
 
         losses = result.held_out_loss
         if self.joint:
             remove_head(self.model)
-        with atomic_folder(self.out, overwrite, RESULT_FILE) as folder:
+        with atomic_folder(self.out, overwrite, RESULT_FILE) as folder, full_disk_told(self.out):
             self.model.save_pretrained(folder)
             load_tokenizer(self.folder).save_pretrained(folder)
             write_json(folder / RESULT_FILE, _record(self, result) | {"held_out_loss": losses, "versions": versions()})

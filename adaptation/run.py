@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -145,6 +146,7 @@ class _Runner:
         self.told: set[str] = set()
 
     def run(self) -> list[Row]:
+        _ = self.others  # read before hours of work: what an earlier call left may be gone or changed by then
         for chosen in (chosen for arm in self.plan.arms for chosen in arm.selects):
             self._step(chosen)
         for arm in self.plan.arms:
@@ -203,11 +205,16 @@ class _Runner:
         self.told.add(step.key)
         name = f"[{self.number[step.key]}/{len(self.number)}] {step.kind} {step.title}"
         if step.is_done(self.cache):
+            folder = step.folder(self.cache)
+            shutil.rmtree(folder.with_name(f"{folder.name}.work"), ignore_errors=True)  # of one killed at its very end
             self.say(f"{name}: there already")
             return
         started = time.monotonic()
         self.say(f"{name}: about {human_seconds(self.predicted[step.key].seconds)}")
         step.make(self.cache)
+        if step.key not in {now.key for now in plan_recipe(self.recipe).steps}:
+            shutil.rmtree(step.folder(self.cache), ignore_errors=True)
+            raise NearkinError(f"what {step.kind} {step.title} reads has changed meanwhile: start this again")
         self.say(f"{name}: done in {human_seconds(time.monotonic() - started)}")
 
 

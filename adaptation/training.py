@@ -32,14 +32,19 @@ from transformers.trainer_callback import PrinterCallback
 from adaptation.attention import suit_cpu
 from adaptation.batches import LengthGroupedBatches, Order
 from adaptation.masking import HELD_OUT_EPOCH, IGNORED, Epoch, Masker, Pieces
-from selection.errors import NearkinError
-from selection.files import locked
+from selection.errors import DISK_FULL, NearkinError, explain_os_error
+from selection.files import locked, sync_files
 
 logger = logging.getLogger(__name__)
 
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "weight_decay": 0.01}
 WARMUP_SHARE = 0.06
 SPENT = "seconds.txt"
+# safetensors and torch.save give the operating system's words in errors of their own.
+FULL = (
+    "No space left", "StorageFull", "quota", "File too large", "os error 28", "os error 122", "os error 27",
+    "unexpected pos",
+)  # fmt: skip
 SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
@@ -64,7 +69,6 @@ def training_arguments(work: Path, *, steps: int, bf16: bool, seed: int, **other
         seed=seed,
         report_to="none",
         save_strategy="no",
-        save_total_limit=1,
         logging_steps=max(steps // 50, 1),
         logging_nan_inf_filter=False,
         log_level="error",
@@ -149,10 +153,22 @@ def seconds_at(checkpoint: Path | None) -> float:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    # safetensors and torch.save give the operating system's words in errors of their own.
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        words in str(error) for words in ("No space left", "StorageFull", "os error 28", "unexpected pos")
-    )
+    return getattr(error, "errno", None) in DISK_FULL or any(words in str(error) for words in FULL)
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Says plainly that a model could not be written for want of space, or of the user's share of it.
+
+    Raises:
+        NearkinError: that.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise explain_os_error(OSError(errno.ENOSPC, str(error)), f"writing {path}") from error
 
 
 class EpochClock(TrainerCallback):  # type: ignore[misc]
@@ -179,6 +195,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             with suppress(OSError):  # a disk that is full keeps no checkpoint, and no run from going on
                 (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
+                sync_files(folder)
+                for older in set(folder.parent.glob("checkpoint-*")) - {folder}:
+                    shutil.rmtree(older)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = time.monotonic() - self._last >= self._seconds

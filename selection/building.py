@@ -371,7 +371,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
         if missing:
             yield f"embeddings/{slug}", f"{missing} shards are not embedded yet: {rebuild} goes on"
             continue
-        indexes = [i for i in opened.manifest.indexes.values() if i.encoder == slug]
+        indexes = [i for n, i in opened.manifest.indexes.items() if i.encoder == slug and not n.endswith("~")]
         reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
         if not indexes and entry.settings.get("index", "stream") != "stream":
             yield f"index/{slug}", f"there is no index: {reindex} makes it"

@@ -70,18 +70,19 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
     ):
         done = _read_before(work, sources)
         bar.update(done.row)
-        with closing(_PartWriter(work.folder, done.parts, done.rows)) as parts:
-            for number, at, path, batch, ends in _rest(spec, files, done.file, done.at):
-                numbers = np.arange(done.row, done.row + len(batch), dtype=np.int64)
-                passage = passages(batch, spec.text_column, spec.name, numbers, path)
-                keep, blank, filtered = condition.rows(batch, passage, path)
-                table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
-                parts.write(chunker.split(table) if chunker else table, ends)
-                row, blank, filtered = done.row + len(batch), done.blank + blank, done.filtered + filtered
-                done = _Converted(sources, number, at, row, blank, filtered, parts.count, parts.rows)
-                bar.update(len(batch))
-                if files and parts.all_written:
-                    work.save(done)
+        parts = _PartWriter(work.folder, done.parts, done.rows)
+        for number, at, path, batch, ends in _rest(spec, files, done.file, done.at):
+            numbers = np.arange(done.row, done.row + len(batch), dtype=np.int64)
+            passage = passages(batch, spec.text_column, spec.name, numbers, path)
+            keep, blank, filtered = condition.rows(batch, passage, path)
+            table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
+            parts.write(chunker.split(table) if chunker else table, ends)
+            row, blank, filtered = done.row + len(batch), done.blank + blank, done.filtered + filtered
+            done = _Converted(sources, number, at, row, blank, filtered, parts.count, parts.rows)
+            bar.update(len(batch))
+            if files and parts.all_written:
+                work.save(done)
+        parts.close()
         if parts.rows == 0:
             raise spec.nothing_left(done.blank, done.filtered)
         if files:

@@ -102,12 +102,12 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
             entry.shards[text] = file
             store.save_now_and_then(SAVE_EVERY_SECONDS)
 
-    try:
-        with tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
-            paths = (folder / f"part-{number:05d}.arrow" for number in free_numbers(entry))
-            work(store, encoder, list(zip(plan.todo, paths, strict=False)), bar, finished)
-    finally:
-        store.save()
+    with (
+        store.saving(),
+        tqdm(total=plan.passages, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar,
+    ):
+        paths = (folder / f"part-{number:05d}.arrow" for number in free_numbers(entry))
+        work(store, encoder, list(zip(plan.todo, paths, strict=False)), bar, finished)
     clear_strays(store, entry, encoder.slug)
     return plan
 

@@ -7,6 +7,7 @@ stops the program. Leftovers of a killed run are recognised by their ending and 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -62,7 +63,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
             aside.replace(path)
             _sync_folder(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is what is told
+            aside.unlink(missing_ok=True)
         _MINE.discard(aside.name)
 
 
@@ -104,6 +106,8 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
     """
     check_replaceable(path, overwrite, holds)
     path = Path(os.path.realpath(path))
+    if path.exists() or not overwrite:  # else what a killed run has moved away may be all there is
+        sweep(path.parent, glob.escape(path.name))
     aside = _aside(path)
     _MINE.add(aside.name)
     try:
@@ -111,6 +115,7 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
             aside.mkdir(parents=True)
         with explained(path, aside):
             yield aside
+        check_replaceable(path, overwrite, holds)  # another may have been at it meanwhile
         put_folder(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -123,10 +128,7 @@ def put_folder(folder: Path, path: Path, without: str = "") -> None:
     _MINE.add(before.name)
     try:
         with explained(path):
-            for file in folder.rglob("*"):
-                if file.is_file():
-                    with file.open("rb+") as handle:
-                        os.fsync(handle.fileno())
+            sync_files(folder)
             if without:
                 (folder / without).unlink(missing_ok=True)
             if path.is_dir():
@@ -135,9 +137,19 @@ def put_folder(folder: Path, path: Path, without: str = "") -> None:
             _sync_folder(path.parent)
     finally:
         if before.exists() and not path.exists():
-            before.replace(path)
-        shutil.rmtree(before, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                before.replace(path)
+        if path.exists():
+            shutil.rmtree(before, ignore_errors=True)
         _MINE.discard(before.name)
+
+
+def sync_files(folder: Path) -> None:
+    """Has every file under a folder on disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -297,6 +297,17 @@ class Store:
         self.save_checked()
         self._saved = time.monotonic()
         self._save_took = self._saved - begun
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Saves at the end, whatever happens; where that fails too, what happened before is what is told."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError, NearkinError):
+                self.save()
+            raise
+        self.save()
 
     def save_now_and_then(self, seconds: float) -> None:
         """`save`, once so many seconds have passed since the last time, and `SAVING` times what that took."""

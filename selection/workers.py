@@ -129,11 +129,11 @@ def _open(names: Any, made: Any, failed: Any, path: Path, slug: str, compiled: b
 
     Thread(target=_end_with_parent, daemon=True).start()
     device = names.get()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    elif device.startswith("cuda"):
-        torch.cuda.set_device(device)  # a compiler's own tools take the current one
     try:
+        if device == "cpu":
+            torch.set_num_threads(1)
+        elif device.startswith("cuda"):
+            torch.cuda.set_device(device)  # a compiler's own tools take the current one
         store = Store(path)
         store.take_pending()  # positions of shards are those of the build
         encoder = stored_encoder(store, slug, device)

@@ -9,10 +9,10 @@ so a query finds its lists once for all of them. (Files made before each hold a 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ CANDIDATES_HELD = 4_000_000
 BATCH = 512
 PLAIN = ("ivf", "ivf-sq8")  # whose codes are decoded at once
 AT = 50
+UNFINISHED = "~"
 MAPPED = os.name != "nt"  # on Windows FAISS cannot leave lists on disk
 
 
@@ -77,30 +78,42 @@ def add_blocks(
     """
     faiss = load_faiss()
     kind = BY_NAME[entry.kind]
-    folder = store.path / "index" / f"{entry.encoder}-{entry.kind}"
+    name = f"{entry.encoder}-{entry.kind}"
+    folder, before = store.path / "index" / name, store.manifest.indexes.get(name)
+    # No file that the manifest names is written over while it names it.
+    named = [*entry.blocks, *(before.blocks if before else [])]
+    taken = {block.file.path for block in named if store.is_whole(block.file)}
     done = sum(block.shards for block in entry.blocks)
-    try:
-        for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
-            again = entry.blocks and kind.lists
-            index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
-            centroids = centroids_of(faiss, index) if kind.lists else None
-            for number in range(start, stop):
-                _add(faiss, index, embeddings.shard(number), centroids)
-                tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
-            number = len(entry.blocks)
-            path = folder / ("faiss.index" if number == 0 else f"faiss-{number:05d}.index")
-            with atomic_write(path) as aside, _without_centroids(faiss, index if again else None):
-                write_index(faiss, index, str(aside))
-            file = store.entry(path, int(index.ntotal))
-            entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
-            store.manifest.indexes[f"{entry.encoder}-{entry.kind}"] = entry
-            store.save_now_and_then(0)
-    finally:
+    for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
+        again = entry.blocks and kind.lists
+        index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
+        centroids = centroids_of(faiss, index) if kind.lists else None
+        for number in range(start, stop):
+            _add(faiss, index, embeddings.shard(number), centroids)
+            tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
+        path = next(path for path in _paths(folder) if store.relative(path) not in taken)
+        taken.add(store.relative(path))
+        with atomic_write(path) as aside, _without_centroids(faiss, index if again else None):
+            write_index(faiss, index, str(aside))
+        file = store.entry(path, int(index.ntotal))
+        entry.blocks.append(IndexBlock(file, stop - start, embeddings.fingerprint_of(start, stop)))
+        store.manifest.indexes[f"{name}{UNFINISHED}"] = entry
         store.save()
+
+
+def clear_blocks(store: Store, entry: IndexEntry) -> None:
+    """Removes files of an index that its entry does not name, once the manifest on disk does not either."""
     listed = {store.path / block.file.path for block in entry.blocks}
-    for path in folder.glob("faiss*.index"):
+    for path in (store.path / "index" / f"{entry.encoder}-{entry.kind}").glob("faiss*.index"):
         if path not in listed:
             path.unlink()
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """The names of blocks' files, in order."""
+    yield folder / "faiss.index"
+    for number in count(1):
+        yield folder / f"faiss-{number:05d}.index"
 
 
 def _emptied(faiss: Any, path: Path) -> Any:
@@ -130,10 +143,10 @@ def _without_centroids(faiss: Any, index: Any | None) -> Iterator[None]:
 
 def _share_centroids(faiss: Any, first: Any, index: Any) -> None:
     """Gives an index of lists the centroids of `first`, which must outlive it, and frees its own."""
-    own = faiss.downcast_index(index.quantizer)
-    index.own_fields = False
-    index.quantizer = first.quantizer
-    own.this.own(True)
+    # FAISS frees them with an index that owns them; to own them by Python's wrapper ends in wrappers of no type at all.
+    owner = faiss.IndexIVFFlat(index.quantizer, index.d, 1, index.metric_type)
+    owner.own_fields = True
+    index.own_fields, index.quantizer = False, first.quantizer
 
 
 def _add(faiss: Any, index: Any, block: npt.NDArray[np.float16], centroids: Vectors | None) -> None:
@@ -156,11 +169,9 @@ def centroids_of(faiss: Any, index: Any) -> Vectors:
 
 
 def write_index(faiss: Any, index: Any, path: str) -> None:
-    """Writes a FAISS file; a failed write, which FAISS reports without saying why, as an OSError."""
-    try:
-        faiss.write_index(index, path)
-    except RuntimeError as error:
-        raise OSError(errno.ENOSPC, "FAISS could not write the whole file") from error
+    """Writes a FAISS file, through Python: FAISS itself takes one that could not be closed for a whole one."""
+    with Path(path).open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def read_index(faiss: Any, path: Path) -> Any:

@@ -13,7 +13,7 @@ from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.files import write_json
 from selection.index import load_faiss
-from selection.index.blocks import Blocks, add_blocks, kept_blocks
+from selection.index.blocks import UNFINISHED, Blocks, add_blocks, clear_blocks, kept_blocks
 from selection.index.drawing import distinct
 from selection.index.kinds import Vectors, empty_index
 from selection.index.kmeans import spherical_kmeans
@@ -58,26 +58,32 @@ def build_index(
     elif (
         known is None or known.settings.get("target", 1.0) < plan.recall or examples is not None or _other(known, plan)
     ):
-        before = store.manifest.indexes.get(name)
-        kept = [] if before is None or _other(before, plan) else kept_blocks(store, before, embeddings)
-        lists = before.lists if before and kept else plan.lists
+        indexes = store.manifest.indexes
+        begun = [e for e in map(indexes.get, (f"{name}{UNFINISHED}", name)) if e is not None and not _other(e, plan)]
+        found = [(kept_blocks(store, e, embeddings), e.lists) for e in begun]
+        kept, lists = max(found, key=lambda one: len(one[0]), default=([], plan.lists))
+        lists = lists if kept else plan.lists
         known = IndexEntry(slug, plan.kind.name, embeddings.fingerprint, lists, kept)
         if kept:
             report(f"        {sum(block.file.rows for block in kept):,} passages are indexed already")
         try:
             _make(store, known, embeddings, plan, examples, seed, device)
         except NearkinError:
-            chosen, left = store.manifest.encoders[slug].settings, store.manifest.indexes.get(name)
-            if chosen.get("index") == plan.kind.name and left is known:  # it was written over
+            chosen, whole = store.manifest.encoders[slug].settings, sum(b.shards for b in known.blocks)
+            missed = whole == embeddings.shards and current_index(store, slug, plan.kind.name) is None
+            if chosen.get("index") == plan.kind.name and missed:
                 chosen["index"] = "stream"
                 store.save()
             raise
         if not plan.kind.exact:
             report(_told(known))
         store.manifest.indexes[name] = known
-        write_json(store.path / "index" / name / "manifest.json", known)
+        store.manifest.indexes.pop(f"{name}{UNFINISHED}", None)
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
+    if known.blocks:
+        clear_blocks(store, known)
+        write_json(store.path / "index" / name / "manifest.json", known)
     return known
 
 

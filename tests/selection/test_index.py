@@ -159,14 +159,84 @@ def test_a_killed_index_goes_on_and_ends_as_one_that_was_not(
     monkeypatch.setattr(blocks, "write_index", killed)
     with pytest.raises(KeyboardInterrupt):
         index(parts_store, kind)
-    with pytest.raises(StoreError, match=r"ivf index .* is older than its embeddings: run `nearkin index"):
+    with pytest.raises(StoreError, match=r"faiss-00001.index is missing: run `nearkin index"):
         query(parts_store, task_folder, 3, index="ivf")
     assert query(parts_store, task_folder, 3).neighbours.num_rows > 0  # by the index before it
     monkeypatch.setattr(blocks, "write_index", real)
-    before = blocks_of(parts_store, kind)[0].stat().st_mtime_ns
+    before = blocks_of(parts_store, f"{kind}~")[0].stat().st_mtime_ns
     index(parts_store, kind)
+    assert f"tiny-encoder-{kind}~" not in Store(parts_store).manifest.indexes
     assert [path.read_bytes() for path in blocks_of(parts_store, kind)] == whole
     assert blocks_of(parts_store, kind)[0].stat().st_mtime_ns == before
+
+
+def test_an_index_answers_until_the_one_in_its_place_is_whole(
+    parts_store: Path, monkeypatch: pytest.MonkeyPatch, task_folder: Path
+) -> None:
+    """At every block of the remade one, after a kill, and from files that nothing was written over."""
+    from selection.index import blocks, build
+
+    index(parts_store, "ivf")
+    found = query(parts_store, task_folder, 5, index="ivf").neighbours
+    monkeypatch.setattr("selection.index.plan.BLOCK_BYTES", 6000)
+    monkeypatch.setattr(build, "_other", lambda entry, plan: not entry.settings.get("new", not entry.settings))
+    real, count = blocks.write_index, [0]
+
+    def written(faiss: object, made: object, path: str) -> None:
+        assert query(parts_store, task_folder, 5, index="ivf").neighbours.equals(found)
+        count[0] += 1
+        if count[0] == 3:
+            raise KeyboardInterrupt
+        real(faiss, made, path)
+
+    monkeypatch.setattr(blocks, "write_index", written)
+    with pytest.raises(KeyboardInterrupt):
+        index(parts_store, "ivf", task=task_folder)
+    assert query(parts_store, task_folder, 5, index="ivf").neighbours.equals(found)
+    index(parts_store, "ivf", task=task_folder)
+    assert count[0] == 4  # the two before the kill are not made again
+    assert len(blocks_of(parts_store, "ivf")) == 3
+    assert {path.name for path in (parts_store / "index" / "tiny-encoder-ivf").glob("*.index")} == {
+        path.name for path in blocks_of(parts_store, "ivf")
+    }
+    assert query(parts_store, task_folder, 5, index="ivf").neighbours.num_rows == found.num_rows
+    assert [said for _, said in verify(parts_store) if said] == []
+
+
+def test_a_full_disk_does_not_give_an_index_up(
+    parts_store: Path, monkeypatch: pytest.MonkeyPatch, task_folder: Path, passages: pa.Table, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    from selection.index import blocks
+
+    index(parts_store, "ivf")
+    pq.write_table(passages.slice(100, 300), tmp_path / "parts" / "3.parquet")
+    real = blocks.write_index
+    monkeypatch.setattr(blocks, "write_index", lambda faiss, made, path: real(faiss, made, "/dev/full"))
+    with pytest.raises(NearkinError, match="no space left"):
+        build(parts_store)
+    monkeypatch.setattr(blocks, "write_index", real)
+    build(parts_store)
+    assert Store(parts_store).manifest.encoders["tiny-encoder"].settings["index"] == "ivf"
+    assert query(parts_store, task_folder, 5).neighbours.num_rows == 40 * 5
+    assert [said for _, said in verify(parts_store) if said] == []
+
+
+def test_many_blocks_are_opened_many_times(
+    passages: pa.Table, tiny_encoder: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("selection.corpus.SHARD_ROWS", 32)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
+    monkeypatch.setattr("selection.index.plan.BLOCK_BYTES", 100)
+    pq.write_table(passages, tmp_path / "a.parquet")
+    build(tmp_path / "store", [CorpusSpec("a", str(tmp_path / "a.parquet"))], encoder=str(tiny_encoder), index="ivf")
+    assert len(blocks_of(tmp_path / "store", "ivf")) > 12
+    first = query(tmp_path / "store", task_folder, 5).neighbours
+    for _ in range(4):
+        assert query(tmp_path / "store", task_folder, 5).neighbours.equals(first)
 
 
 def test_a_batch_that_visits_fewer_lists_than_there_are_is_searched(store: Path) -> None:
