@@ -310,3 +310,26 @@ def test_a_disk_that_fills_up(
     assert code == 0, errors
     assert f"{600 if kept else 0:,} kept" in printed
     assert cli("verify", store)[0] == 0
+
+
+def test_what_stops_a_batch_job_cleans_up_too(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "import selection.doctor\n"
+        "from nearkin import main\n"
+        "from selection.files import atomic_folder\n"
+        "folder = Path(sys.argv[1])\n"
+        "def stopped():\n"
+        "    with atomic_folder(folder):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "    yield\n"
+        "selection.doctor.doctor = stopped\n"
+        "sys.argv = ['nearkin', 'doctor']\n"
+        "sys.exit(main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env=environment, timeout=50)
+    assert done.returncode == 143
+    assert list(tmp_path.iterdir()) == []

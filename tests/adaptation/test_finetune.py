@@ -82,6 +82,15 @@ def test_reported_f1_is_that_of_the_kept_model(tmp_path, tiny_model, marked_task
     assert [row["label"] for row in kept if row["seed"] == int(best)] == [r["label"] for r in rows]
 
 
+def test_a_classifier_of_another_run_does_not_stay_beside_new_results(tmp_path, tiny_model, marked_task) -> None:
+    settings = replace(QUICK, seeds=1, epochs=1, keep_model=True)
+    finetune(tiny_model("bert"), marked_task, tmp_path / "out", settings=settings)
+    assert (tmp_path / "out" / "model").is_dir()
+    other = replace(settings, keep_model=False, learning_rate=1e-4)
+    finetune(tiny_model("bert"), marked_task, tmp_path / "out", settings=other, overwrite=True)
+    assert not (tmp_path / "out" / "model").exists()
+
+
 def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
     settings = replace(QUICK, epochs=2, learning_rate=5e-4)
     finetune(tiny_model("bert"), marked_task, tmp_path / "whole", settings=settings)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import adaptation.masking
@@ -273,6 +274,18 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path, tiny
         adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=replace(SMALL, checkpoint_minutes=0))
     kept = load_file(tmp_path / "out.work" / "checkpoint-5" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(
+    "said", ["Error while serializing: Disk quota exceeded (os error 122)", "I/O error: File too large (os error 27)"]
+)
+def test_a_model_that_finds_no_room_is_told_plainly(said: str, tmp_path: Path) -> None:
+    from adaptation.training import full_disk_told
+
+    with pytest.raises(NearkinError, match=r"no space left while writing .*model"), full_disk_told(tmp_path / "model"):
+        raise SafetensorError(said)
+    with pytest.raises(SafetensorError), full_disk_told(tmp_path / "model"):
+        raise SafetensorError("another thing")
 
 
 def test_a_full_disk_costs_a_checkpoint_not_the_run(tmp_path, tiny_model, texts, monkeypatch, caplog) -> None:

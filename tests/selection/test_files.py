@@ -39,6 +39,38 @@ def test_an_error_of_a_source_is_not_blamed_on_the_target(atomic: Atomic, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(NearkinError, match="exists already"), atomic_folder(tmp_path / "out") as aside:
+        aside.with_name("out").joinpath("theirs").mkdir(parents=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_what_a_killed_call_left_goes_with_the_next(tmp_path: Path) -> None:
+    number = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    left = tmp_path / f"out.{number}-{files._host()}-abcd{files.ASIDE}"
+    other = tmp_path / f"output.{number}-{files._host()}-abcd{files.ASIDE}"
+    for folder in (left, other):
+        folder.mkdir()
+    with atomic_folder(tmp_path / "out", overwrite=True):
+        assert left.exists()  # it may be what a killed call has moved away, and all there is
+    with atomic_folder(tmp_path / "out", overwrite=True):
+        assert not left.exists()
+    assert other.exists()
+
+
+def test_an_error_is_told_where_saving_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store", create=True)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_json", full)
+    with pytest.raises(ValueError, match="the cause"), store.saving():
+        raise ValueError("the cause")
+    with pytest.raises(OSError, match="No space"), store.saving():
+        pass
+
+
 def test_a_file_edited_while_it_is_hashed_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def editing(path: Path) -> str:
         digest = sha256_of_file(path)
