@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 (done) or 1 (failed, said on stderr); wrong usage exits with 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a batch system's way to stop what takes too long: clean up as for Ctrl-C
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, _end)
     debug = "--debug" in words
     args = parser().parse_args([word for word in words if word != "--debug"])
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="nearkin: %(message)s")
@@ -114,6 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("the GPU is out of memory: give a smaller --micro-batch (adapt) or a smaller --max-tokens")
         reason = " ".join(str(error).split())[:300]
         return _fail(f"internal error ({type(error).__name__}: {reason}); run it with --debug for the traceback")
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    """Ends this process by a signal, with its children, for which pools would wait."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.exit(128 + number)
 
 
 def _fail(sentence: str) -> int:

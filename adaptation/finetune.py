@@ -184,6 +184,7 @@ def _finetune(
     metric = settings.metric or metric_of(task.task.name)
     identity = _identity(folder, task, settings, metric, processes().num_processes)
     done, bf16 = _done(out, identity, overwrite)
+    stale = not done and _kept_model(out) and not folder.resolve().is_relative_to((out / "model").resolve())
     bf16 = bool(of_first(use_bf16(settings.bf16))) if bf16 is None else bf16
     run = Finetuning(folder, task, settings, metric, bf16, say)
     left = [seed for seed in range(settings.seeds) if seed not in done]
@@ -213,7 +214,7 @@ def _finetune(
                     classifier.save_pretrained(place)
                     run.fresh_tokenizer().save_pretrained(place)
             if run.is_main_process:
-                if len(done) == 1 and not settings.keep_model:  # a classifier there is another run's
+                if stale and len(done) == 1 and not settings.keep_model:
                     shutil.rmtree(out / "model", ignore_errors=True)
                 _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
                 write_json(out / RESULT_FILE, header | _record(result))
@@ -267,6 +268,15 @@ def _done(out: Path, identity: str, overwrite: bool) -> tuple[dict[int, SeedResu
     raise NearkinError(
         f"{file} holds results of another model, task or settings: name another folder, or pass --overwrite"
     )
+
+
+def _kept_model(out: Path) -> bool:
+    """Whether the results there, which others take the place of, have their classifier beside them."""
+    try:
+        known = json.loads((out / RESULT_FILE).read_text(encoding="utf-8"))
+        return bool(known["settings"]["keep_model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _record(result: FinetuneResult) -> dict[str, Any]:

@@ -192,12 +192,17 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            with suppress(OSError):  # a disk that is full keeps no checkpoint, and no run from going on
-                (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
-                sync_files(folder)
-                for older in set(folder.parent.glob("checkpoint-*")) - {folder}:
-                    shutil.rmtree(older)
+        if not state.is_world_process_zero or last_checkpoint(folder.parent) != folder:  # it found no room
+            return
+        with suppress(OSError):  # a full disk keeps no run from going on
+            (folder / SPENT).write_text(f"{self._spent():.3f}", encoding="utf-8")
+        try:
+            sync_files(folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for older in set(folder.parent.glob("checkpoint-*")) - {folder}:
+            shutil.rmtree(older, ignore_errors=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = time.monotonic() - self._last >= self._seconds

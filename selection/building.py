@@ -18,7 +18,7 @@ from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
 from selection.index import load_faiss
-from selection.index.build import current_index
+from selection.index.build import missing_bytes
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest, new_files
@@ -320,8 +320,8 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted, device: str | N
     listed = entry is not None and {shard.text for _, _, shard in store.corpus.shards} <= set(entry.shards)
     there = Embeddings(store, encoder.slug) if listed and not embedding.todo else None
     chosen = plan_index(rows, encoder.dim, index, store.path, there, device=device)
-    indexed = there and current_index(store, encoder.slug, chosen.kind.name)
-    disk = embedding.passages * encoder.dim * 2 + (0 if indexed else chosen.bytes)
+    missing = chosen.bytes if there is None else missing_bytes(store, encoder.slug, chosen)
+    disk = embedding.passages * encoder.dim * 2 + missing
     memory = peak_memory()
     if memory is not None:
         memory += _working_bytes(store, embedding, encoder.dim) if embedding.todo else 0

@@ -41,6 +41,7 @@ class _Converted:
         sources: all of the files.
         file, at: all rows before that file, by its number, and so many of its own; `row` of the corpus in all.
         parts: how many hold what was kept of them, `rows` passages.
+        closed: whether all is read, so that the last part may hold less than it would with more behind it.
     """
 
     sources: list[FileEntry] = field(default_factory=list)
@@ -51,6 +52,7 @@ class _Converted:
     filtered: int = 0
     parts: int = 0
     rows: int = 0
+    closed: bool = False
 
 
 def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
@@ -86,7 +88,7 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
         if parts.rows == 0:
             raise spec.nothing_left(done.blank, done.filtered)
         if files:
-            work.save(replace(done, parts=parts.count, rows=parts.rows), at_once=True)
+            work.save(replace(done, parts=parts.count, rows=parts.rows, closed=True), at_once=True)
         shards, written = _cut_parts(store, work.folder, target)
     files_now = [store.hashed(target / name, rows, digest) for name, rows, digest in written]
     description = {**spec.as_dict(), "column": "text"}
@@ -100,8 +102,9 @@ def _read_before(work: Unfinished, sources: list[FileEntry]) -> _Converted:
         left = [FileEntry(**file) for file in work.state["sources"]]
         state = replace(_Converted(**work.state), sources=sources)
         same = list(takewhile(lambda pair: pair[0] == pair[1], zip(left, sources, strict=False)))
+        good = left == sources if state.closed else len(same) > state.file
         there = all((work.folder / _part(number)).is_file() for number in range(state.parts))
-        done = state if len(same) > state.file and there else done
+        done = state if good and there else done
     for part in work.folder.glob("part-*"):
         if part.name >= _part(done.parts):
             part.unlink()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
@@ -107,7 +108,7 @@ def atomic_folder(path: Path, overwrite: bool = False, holds: str | None = None)
     check_replaceable(path, overwrite, holds)
     path = Path(os.path.realpath(path))
     if path.exists() or not overwrite:  # else what a killed run has moved away may be all there is
-        sweep(path.parent, glob.escape(path.name))
+        sweep(path.parent, path.name)
     aside = _aside(path)
     _MINE.add(aside.name)
     try:
@@ -220,8 +221,9 @@ def sweep(folder: Path, name: str = "") -> None:
     Args:
         name: only what was to become a file or folder of this name, in `folder` itself.
     """
-    for leftover in folder.glob(f"{name}.*{ASIDE}") if name else folder.rglob(f"*{ASIDE}"):
-        if _at_work(leftover):
+    exactly = re.compile(rf"{re.escape(name)}\.\d+-\w+-\w+{re.escape(ASIDE)}")
+    for leftover in folder.glob(f"{glob.escape(name)}.*{ASIDE}") if name else folder.rglob(f"*{ASIDE}"):
+        if (name and not exactly.fullmatch(leftover.name)) or _at_work(leftover):
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

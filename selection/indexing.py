@@ -10,7 +10,7 @@ from pathlib import Path
 from selection.embedding import Embeddings
 from selection.files import require_space
 from selection.index import load_faiss
-from selection.index.build import build_index, current_index
+from selection.index.build import build_index, missing_bytes
 from selection.index.kinds import Vectors
 from selection.index.plan import QUERIES, IndexPlan, IndexWanted, plan_index
 from selection.memory import peak_memory
@@ -62,7 +62,7 @@ def index(
         plan = plan_index(len(embeddings), embeddings.dim, goal, opened.path, embeddings, examples)
         report(f"index   {plan.line(queries)}")
         if not dry_run:
-            require_space(opened.path, 0 if current_index(opened, slug, plan.kind.name) else plan.bytes)
+            require_space(opened.path, missing_bytes(opened, slug, plan, examples))
             make_index(opened, slug, goal, plan, examples, report)
     return plan
 

@@ -103,7 +103,7 @@ def _read_before(work: Unfinished, store: Store, files: list[Path], known: Corpu
     if work.state is not None:
         sources, shards = [FileEntry(**f) for f in work.state["sources"]], [Shard(**s) for s in work.state["shards"]]
         done = replace(_Scanned(**work.state), sources=sources, shards=shards)
-    elif known is not None and known.left_out:
+    elif known is not None and known.left_out and all(store.is_whole(file) for file in known.files):
         rows = known.sources[-1].rows
         done, inside = _Scanned(list(known.sources), list(known.left_out), list(known.shards), rows, rows), store.path
     pairs = zip(done.sources, files, strict=False)

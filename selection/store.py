@@ -4,7 +4,7 @@
 
     STORE/manifest.json                      corpora, shards, encoders, indexes, each file with rows and sha256
     STORE/corpus/<name>/part-00000.parquet   only for converted sources; <name>~ where it was read again
-    STORE/corpus/.<name>.unfinished/         what a killed build has read of it
+    STORE/corpus/.<name>.unfinished/         what a killed build has read of it; may be deleted
     STORE/corpus/<name>/keep-00000.arrow     only where rows of a file that stays where it is were left out
     STORE/encoders/<encoder>/                only where an encoder is fitted to the corpus: int8, static
     STORE/embeddings/<encoder>/part-00000.arrow
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 from selection.corpus import Corpus, Shard
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, atomic_write, locked, sha256_of_file, sweep, write_json
-from selection.unfinished import LEFT
+from selection.unfinished import unfinished_folder
 from selection.wording import join
 
 if TYPE_CHECKING:
@@ -278,13 +278,13 @@ class Store:
         return self.path / "corpus" / (f"{name}~" if name in _folders(self._settled or []) else name)
 
     def clear_corpora(self) -> None:
-        """Removes the folders of converted corpora from which nothing is read any more, and of such as never were."""
-        for state in (self.path / "corpus").glob(LEFT):
-            shutil.rmtree(state.parent, ignore_errors=True)
+        """Removes the folders of its corpora from which nothing is read any more, and those of readings given up."""
         used = _folders(self.manifest.corpora)
         for corpus in self.manifest.corpora:
-            for name in {corpus.name, f"{corpus.name}~"} - used:
-                shutil.rmtree(self.path / "corpus" / name, ignore_errors=True)
+            for name in (corpus.name, f"{corpus.name}~"):
+                shutil.rmtree(unfinished_folder(self.path / "corpus" / name), ignore_errors=True)
+                if name not in used:
+                    shutil.rmtree(self.path / "corpus" / name, ignore_errors=True)
 
     def save(self) -> None:
         """Writes the manifest."""

@@ -20,6 +20,11 @@ LEFT = f".*.unfinished/{STATE}"
 SECONDS, TIMES = 10, 20
 
 
+def unfinished_folder(path: Path) -> Path:
+    """Where what is to be `path` is filled."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
 class Unfinished:
     """What is on its way to be a folder.
 
@@ -70,7 +75,7 @@ def unfinished(path: Path, about: Mapping[str, Any]) -> Iterator[Unfinished]:
     """
     check_replaceable(path, overwrite=True)
     path = Path(os.path.realpath(path))
-    folder = path.with_name(f".{path.name}.unfinished")
+    folder = unfinished_folder(path)
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
         under_way = Unfinished(folder, about)

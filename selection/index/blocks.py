@@ -101,12 +101,13 @@ def add_blocks(
         store.save()
 
 
-def clear_blocks(store: Store, entry: IndexEntry) -> None:
-    """Removes files of an index that its entry does not name, once the manifest on disk does not either."""
-    listed = {store.path / block.file.path for block in entry.blocks}
-    for path in (store.path / "index" / f"{entry.encoder}-{entry.kind}").glob("faiss*.index"):
-        if path not in listed:
-            path.unlink()
+def clear_blocks(store: Store, slug: str) -> None:
+    """Removes files of an encoder's indexes that none of them names, once the manifest on disk does not either."""
+    listed = {store.path / block.file.path for entry in store.manifest.indexes.values() for block in entry.blocks}
+    for kind in BY_NAME:
+        for path in (store.path / "index" / f"{slug}-{kind}").glob("faiss*.index"):
+            if path not in listed:
+                path.unlink()
 
 
 def _paths(folder: Path) -> Iterator[Path]:

@@ -52,20 +52,14 @@ def build_index(
     """
     embeddings = Embeddings(store, slug)
     name = f"{slug}-{plan.kind.name}"
-    known = current_index(store, slug, plan.kind.name)
     if plan.kind.name == "stream":
         known = IndexEntry(slug, "stream", embeddings.fingerprint)
-    elif (
-        known is None or known.settings.get("target", 1.0) < plan.recall or examples is not None or _other(known, plan)
-    ):
-        indexes = store.manifest.indexes
-        begun = [e for e in map(indexes.get, (f"{name}{UNFINISHED}", name)) if e is not None and not _other(e, plan)]
-        found = [(kept_blocks(store, e, embeddings), e.lists) for e in begun]
-        kept, lists = max(found, key=lambda one: len(one[0]), default=([], plan.lists))
-        lists = lists if kept else plan.lists
-        known = IndexEntry(slug, plan.kind.name, embeddings.fingerprint, lists, kept)
-        if kept:
-            report(f"        {sum(block.file.rows for block in kept):,} passages are indexed already")
+    elif (current := _good_index(store, slug, plan, examples)) is not None:
+        known = current
+    else:
+        known = _begun(store, embeddings, slug, plan)
+        if known.blocks:
+            report(f"        {sum(block.file.rows for block in known.blocks):,} passages are indexed already")
         try:
             _make(store, known, embeddings, plan, examples, seed, device)
         except NearkinError:
@@ -78,13 +72,47 @@ def build_index(
         if not plan.kind.exact:
             report(_told(known))
         store.manifest.indexes[name] = known
-        store.manifest.indexes.pop(f"{name}{UNFINISHED}", None)
+    indexes = store.manifest.indexes
+    begun = {n: entry for n, entry in indexes.items() if entry.encoder == slug and n.endswith(UNFINISHED)}
+    for other, entry in begun.items():  # one that was killed may go on still
+        if entry.kind == plan.kind.name or not kept_blocks(store, entry, embeddings):
+            del indexes[other]
     store.manifest.encoders[slug].settings["index"] = plan.kind.name  # the one that is searched
     store.save()
+    clear_blocks(store, slug)
     if known.blocks:
-        clear_blocks(store, known)
         write_json(store.path / "index" / name / "manifest.json", known)
     return known
+
+
+def missing_bytes(store: Store, slug: str, plan: IndexPlan, examples: Vectors | None = None) -> int:
+    """What making the index will write: all of it, but for blocks that are there.
+
+    Raises:
+        StoreError: the embeddings are incomplete.
+    """
+    if plan.kind.name == "stream" or _good_index(store, slug, plan, examples) is not None:
+        return 0
+    embeddings = Embeddings(store, slug)
+    kept = _begun(store, embeddings, slug, plan).blocks
+    return plan.bytes * (embeddings.shards - sum(block.shards for block in kept)) // max(embeddings.shards, 1)
+
+
+def _good_index(store: Store, slug: str, plan: IndexPlan, examples: Vectors | None) -> IndexEntry | None:
+    """The index that is there, where it is what the plan asks for."""
+    known = current_index(store, slug, plan.kind.name)
+    if known is None or known.settings.get("target", 1.0) < plan.recall or examples is not None or _other(known, plan):
+        return None
+    return known
+
+
+def _begun(store: Store, embeddings: Embeddings, slug: str, plan: IndexPlan) -> IndexEntry:
+    """The index to make, with what there is of it: of a killed call, or of the one whose place it takes."""
+    name, indexes = f"{slug}-{plan.kind.name}", store.manifest.indexes
+    before = [e for e in map(indexes.get, (f"{name}{UNFINISHED}", name)) if e is not None and not _other(e, plan)]
+    found = [(kept_blocks(store, entry, embeddings), entry.lists) for entry in before]
+    kept, lists = max(found, key=lambda one: len(one[0]), default=([], plan.lists))
+    return IndexEntry(slug, plan.kind.name, embeddings.fingerprint, lists if kept else plan.lists, kept)
 
 
 def _other(entry: IndexEntry, plan: IndexPlan) -> bool:

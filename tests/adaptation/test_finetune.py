@@ -91,6 +91,14 @@ def test_a_classifier_of_another_run_does_not_stay_beside_new_results(tmp_path, 
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_a_model_of_the_users_own_stays_where_it_is(tmp_path, tiny_model, marked_task) -> None:
+    shutil.copytree(tiny_model("bert"), tmp_path / "out" / "model")
+    settings = replace(QUICK, seeds=2, epochs=1)
+    finetune(str(tmp_path / "out" / "model"), marked_task, tmp_path / "out", settings=settings)
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert len(record_of(tmp_path / "out")["seeds"]) == 2
+
+
 def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
     settings = replace(QUICK, epochs=2, learning_rate=5e-4)
     finetune(tiny_model("bert"), marked_task, tmp_path / "whole", settings=settings)

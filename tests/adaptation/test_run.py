@@ -240,24 +240,6 @@ def test_text_that_changed_is_trained_on_anew(make: Make, tmp_path: Path, task_f
     assert ran == ["adapt TAPT on task", "finetune TAPT on task"]  # test texts are withheld from training
 
 
-def test_what_changed_while_it_was_read_is_not_filed(
-    make: Make, tmp_path: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tmp_path / "task"
-    shutil.copytree(task_folder, task)
-
-    def edited(self: Step, cache: Path, *_: Any) -> None:
-        (task / "train.jsonl").write_text((task_folder / "train.jsonl").read_text() * 2)
-        self.folder(cache).mkdir(parents=True)
-        (self.folder(cache) / self.result).write_text("{}")
-
-    monkeypatch.setattr(AdaptStep, "run", edited)
-    recipe = make("TAPT", task=str(task))
-    with pytest.raises(NearkinError, match="what adapt TAPT on task reads has changed meanwhile: start this again"):
-        run(recipe)
-    assert not list((tmp_path / "out").rglob(AdaptStep.result))
-
-
 def test_a_dry_run_touches_nothing(make: Make, world: dict[str, Any], tmp_path: Path) -> None:
     def state() -> list[tuple[str, int]]:
         folders = (tmp_path, Path(world["store"]), Path(world["task"]))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,45 @@ def test_a_stop_behind_the_last_row_costs_nothing(passages: pa.Table, tmp_path: 
         collect(tmp_path / "store", [spec])
         assert read[0] == 0
         collect(tmp_path / "whole", [spec])
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_file_that_came_after_the_last_row_changes_no_part(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "_cut_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "store", [spec])
+    (tmp_path / "files" / "more.jsonl").write_text('{"text": "one more", "n": 300}\n' * 30)
+    for store in ("store", "whole"):
+        collect(tmp_path / store, [spec])
+    assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_reading_that_was_stopped_outlasts_that_of_another_corpus(passages: pa.Table, tmp_path: Path) -> None:
+    spec, other = corpus(passages, tmp_path / "files", "chunk"), corpus(passages, tmp_path / "others", "parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 30)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "store", [spec])
+    collect(tmp_path / "store", [replace(other, name="other")])
+    assert (tmp_path / "store" / "corpus" / ".c.unfinished" / unfinished.STATE).exists()
+    collect(tmp_path / "store", [spec])
+    assert {path.name for path in (tmp_path / "store" / "corpus").iterdir()} == {"c", "other"}
+
+
+@pytest.mark.usefixtures("often")
+def test_a_damaged_list_of_rows_is_not_taken_over(passages: pa.Table, tmp_path: Path) -> None:
+    spec = corpus(passages, tmp_path / "files", "where")
+    for store in ("store", "whole"):
+        collect(tmp_path / store, [spec])
+    keep = min((tmp_path / "store" / "corpus" / "c").glob("keep-*"))
+    data = bytearray(keep.read_bytes())
+    data[len(data) // 2] ^= 1
+    keep.write_bytes(bytes(data))
+    collect(tmp_path / "store", [])
     assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
 
 
