@@ -118,7 +118,8 @@ class Chunker:
         begins = _with(begins, inner)
         inner, first = np.searchsorted(begins, inner), np.searchsorted(begins, bounds)
         words = distinct_words(raw, begins, first)
-        starts = _starts(_places(words, self._tokenizer.count_words(words.dictionary), inner), first, limit)
+        places = _places(words, self._tokenizer.count_words(words.dictionary), inner)
+        starts = _starts(places, first, limit)
         ends = np.append(starts[1:], len(begins) - 1)
         offsets = pa.py_buffer(np.append(begins[starts], len(raw)))
         pieces = pc.utf8_trim_whitespace(pa.LargeStringArray.from_buffers(len(starts), offsets, pa.py_buffer(raw)))
@@ -126,6 +127,7 @@ class Chunker:
         doubtful = np.ones(len(pieces), dtype=bool)
         if self._tokenizer.by_words:  # sums tell what pieces of whole words have
             doubtful = np.searchsorted(inner, starts) < np.searchsorted(inner, ends, "right")
+            doubtful |= places.tokens[ends] - places.tokens[starts] > self._most
         long = np.flatnonzero(doubtful)
         over = np.zeros(len(pieces), dtype=bool)
         over[long] = self._tokenizer(pieces.take(pa.array(long))).lengths > self._most
