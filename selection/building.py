@@ -18,6 +18,7 @@ from selection.encoders import STATIC, cascade_model
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
 from selection.index import load_faiss
+from selection.index.blocks import UNFINISHED
 from selection.index.build import missing_bytes
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
@@ -371,7 +372,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
         if missing:
             yield f"embeddings/{slug}", f"{missing} shards are not embedded yet: {rebuild} goes on"
             continue
-        indexes = [i for n, i in opened.manifest.indexes.items() if i.encoder == slug and not n.endswith("~")]
+        indexes = [i for n, i in opened.manifest.indexes.items() if i.encoder == slug and not n.endswith(UNFINISHED)]
         reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
         if not indexes and entry.settings.get("index", "stream") != "stream":
             yield f"index/{slug}", f"there is no index: {reindex} makes it"
