@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from selection.columnar import open_columnar
+from selection.columnar import ColumnarFile, open_columnar
 from selection.corpus import Shard, passages
 from selection.cutting import Ends, ShardCutter, guarded, pieces, reading_bar
 from selection.files import atomic_write
@@ -74,14 +74,16 @@ def scan(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntry |
         for number, path in enumerate(files):
             if number == len(done.sources):
                 # Hashed before it is read, so that an edit meanwhile is noticed at the next use.
-                scanning.begin(path, store.source(path))
+                source, file = store.source(path), open_columnar(path)
+                scanning.begin(replace(source, rows=file.rows))
             elif number < len(done.sources) - 1 or done.at == done.sources[-1].rows:
                 row += done.sources[number].rows
                 bar.update(done.sources[number].rows)
                 continue
             else:
+                file = open_columnar(path)
                 bar.update(done.at)
-            scanning.read(path, row)
+            scanning.read(path, file, row)
             row += done.sources[number].rows
         blank, filtered = (sum(counts) for counts in zip(*done.left_out, strict=True))
         if not done.shards:
@@ -132,15 +134,15 @@ class _Scanning:
     bar: tqdm[None]
     done: _Scanned
 
-    def begin(self, path: Path, source: FileEntry) -> None:
+    def begin(self, source: FileEntry) -> None:
         """The next file."""
-        self.done.sources.append(replace(source, rows=open_columnar(path).rows))
+        self.done.sources.append(source)
         self.done.left_out.append([0, 0])
         self.done.at = self.done.start = 0
 
-    def read(self, path: Path, row: int) -> None:
+    def read(self, path: Path, file: ColumnarFile, row: int) -> None:
         """Cuts the file that was begun into shards, from row ``done.at`` on; `row` is the corpus's of its first."""
-        spec, done, file = self.spec, self.done, open_columnar(path)
+        spec, done = self.spec, self.done
         if spec.text_column not in file.schema.names:
             text_column(file.schema.empty_table(), spec.text_column, path)
         columns, needed = (None, ("id", "text", "source")) if spec.where else ([spec.text_column], ("text",))
