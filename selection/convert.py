@@ -1,13 +1,14 @@
 """Convert: text files, hub datasets and whatever is chunked are written once, to Parquet in the store.
 
-Memory is a batch (`BATCH_ROWS` rows, some 16 MB at most) and one part of the output, whatever the corpus.
+Memory is a batch (`BATCH_ROWS` rows, some 16 MB at most) and one part of the output, whatever the corpus. Where files
+came to a corpus behind those it had, all parts but the last stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from selection.columnar import open_columnar
 from selection.corpus import Shard, passages
 from selection.cutting import Ends, ShardCutter, ended, guarded, pieces, reading_bar
 from selection.errors import InputError, NearkinError
-from selection.files import atomic_write, sha256_of_file, text_bytes
+from selection.files import atomic_write, link_or_copy, sha256_of_file, text_bytes
 from selection.finding import HUB
 from selection.reading import BATCH_ROWS, COLUMNAR_KINDS, kind_of, read_batches
 from selection.store import CorpusEntry, FileEntry, Store
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
     from selection.ingest import CorpusSpec
 
 
-@dataclass
+Written = tuple[str, int, str]  # a part: its name, rows, sha256
+
+
+@dataclass(frozen=True)
 class _Converted:
-    """How far files have been written to parts.
+    """How far files have been written to parts that more behind them would not change.
 
     Attributes:
-        sources: all of the files.
         file, at: all rows before that file, by its number, and so many of its own; `row` of the corpus in all.
         parts: how many hold what was kept of them, `rows` passages.
-        closed: whether all is read, so that the last part may hold less than it would with more behind it.
     """
 
-    sources: list[FileEntry] = field(default_factory=list)
     file: int = 0
     at: int = 0
     row: int = 0
@@ -52,11 +53,13 @@ class _Converted:
     filtered: int = 0
     parts: int = 0
     rows: int = 0
-    closed: bool = False
 
 
-def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
+def convert(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntry | None = None) -> CorpusEntry:
     """Writes a corpus to Parquet parts in the store, and cuts those into shards; no files: one of the hub.
+
+    Args:
+        known: what the same specification gave before; its parts of files that are as they were are not written again.
 
     Raises:
         InputError: a damaged file, no text column, a bad condition, not one passage with text.
@@ -70,7 +73,8 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
         closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
         reading_bar(spec.name) as bar,
     ):
-        done = _read_before(work, sources)
+        done, shards, written = _read_before(work, store, sources, known)
+        whole = done
         bar.update(done.row)
         parts = _PartWriter(work.folder, done.parts, done.rows)
         for number, at, path, batch, ends in _rest(spec, files, done.file, done.at):
@@ -80,35 +84,50 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path]) -> CorpusEntry:
             table = _with_others(passage, batch, spec.text_column).take(pa.array(keep))
             parts.write(chunker.split(table) if chunker else table, ends)
             row, blank, filtered = done.row + len(batch), done.blank + blank, done.filtered + filtered
-            done = _Converted(sources, number, at, row, blank, filtered, parts.count, parts.rows)
+            done = _Converted(number, at, row, blank, filtered, parts.count, parts.rows)
             bar.update(len(batch))
             if files and parts.all_written:
-                work.save(done)
+                whole = done
+                work.save({"sources": sources, "whole": whole})
         parts.close()
         if parts.rows == 0:
             raise spec.nothing_left(done.blank, done.filtered)
         if files:
-            work.save(replace(done, parts=parts.count, rows=parts.rows, closed=True), at_once=True)
-        shards, written = _cut_parts(store, work.folder, target)
+            work.save({"sources": sources, "whole": whole}, at_once=True)
+        _cut_parts(store, work.folder, target, shards, written)
     files_now = [store.hashed(target / name, rows, digest) for name, rows, digest in written]
     description = {**spec.as_dict(), "column": "text"}
-    return CorpusEntry(spec.name, description, sources, files_now, done.blank, done.filtered, shards)
+    return CorpusEntry(
+        spec.name, description, sources, files_now, done.blank, done.filtered, shards, whole=asdict(whole)
+    )
 
 
-def _read_before(work: Unfinished, sources: list[FileEntry]) -> _Converted:
-    """What is still good of a reading that was stopped."""
-    done = _Converted(sources)
+def _read_before(
+    work: Unfinished, store: Store, sources: list[FileEntry], known: CorpusEntry | None
+) -> tuple[_Converted, list[Shard], list[Written]]:
+    """What is still good of a reading that was stopped, or of that of a corpus that has gained files since.
+
+    Returns:
+        How far it goes, and the parts and their shards that need not be looked at again.
+    """
+    whole, before = _Converted(), list[FileEntry]()
     if work.state is not None:
-        left = [FileEntry(**file) for file in work.state["sources"]]
-        state = replace(_Converted(**work.state), sources=sources)
-        same = list(takewhile(lambda pair: pair[0] == pair[1], zip(left, sources, strict=False)))
-        good = left == sources if state.closed else len(same) > state.file
-        there = all((work.folder / _part(number)).is_file() for number in range(state.parts))
-        done = state if good and there else done
+        whole, before = _Converted(**work.state["whole"]), [FileEntry(**file) for file in work.state["sources"]]
+    elif known is not None and known.whole:
+        whole, before = _Converted(**known.whole), known.sources
+    same = list(takewhile(lambda pair: pair[0] == pair[1], zip(before, sources, strict=False)))
+    kept = known.files[: whole.parts] if known is not None and work.state is None else []
+    there = all((work.folder / _part(number)).is_file() for number in range(len(kept), whole.parts))
+    if len(same) <= whole.file or not there or not all(store.is_whole(file) for file in kept):
+        whole, kept = _Converted(), []
     for part in work.folder.glob("part-*"):
-        if part.name >= _part(done.parts):
+        if part.name >= _part(whole.parts):
             part.unlink()
-    return done
+    for file in kept:
+        link_or_copy(store.path / file.path, work.folder)
+    names = {file.path for file in kept}
+    shards = [shard for shard in known.shards if shard.path in names] if known is not None else []
+    return whole, shards, [(Path(file.path).name, file.rows, file.sha256) for file in kept]
 
 
 def _rest(
@@ -128,12 +147,10 @@ def _rest(
                 yield number, row, path, batch, ends
 
 
-def _cut_parts(store: Store, folder: Path, target: Path) -> tuple[list[Shard], list[tuple[str, int, str]]]:
-    """Shards of the parts in `folder`, which is to be `target`, and the parts: name, rows, sha256."""
-    shards: list[Shard] = []
-    written: list[tuple[str, int, str]] = []
-    row = 0
-    for path in sorted(folder.glob("part-*.parquet")):
+def _cut_parts(store: Store, folder: Path, target: Path, shards: list[Shard], written: list[Written]) -> None:
+    """Adds to `written` the parts in `folder`, which is to be `target`, that lack there, and to `shards` theirs."""
+    row = sum(rows for _, rows, _ in written)
+    for path in sorted(folder.glob("part-*.parquet"))[len(written) :]:
         file = open_columnar(path)
         cutter = ShardCutter(store.relative(target / path.name), row)
         for batch, ends in pieces(file.batches(0, file.rows, ["text"]), "text", path, file.cut_behind):
@@ -144,7 +161,6 @@ def _cut_parts(store: Store, folder: Path, target: Path) -> tuple[list[Shard], l
             shards.append(cut[0])
         row += file.rows
         written.append((path.name, file.rows, sha256_of_file(path)))
-    return shards, written
 
 
 def _with_others(passage: pa.RecordBatch, batch: pa.RecordBatch, text: str) -> pa.Table:

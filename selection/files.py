@@ -145,6 +145,14 @@ def put_folder(folder: Path, path: Path, without: str = "") -> None:
         _MINE.discard(before.name)
 
 
+def link_or_copy(file: Path, folder: Path) -> None:
+    """Puts a file that nobody writes to any more into a folder too, without a copy where the file system can."""
+    try:
+        os.link(file, folder / file.name)
+    except OSError:
+        shutil.copy2(file, folder)
+
+
 def sync_files(folder: Path) -> None:
     """Has every file under a folder on disk."""
     for file in folder.rglob("*"):

@@ -120,9 +120,10 @@ def ingest(store: Store, spec: CorpusSpec) -> CorpusEntry:
     if known and unmoved and all(store.is_whole(f) for f in [*known.sources, *known.files]):
         return known
     kinds = {kind_of(f) for f in files}
+    known = known if known and _same(known, spec) else None
     if kinds <= COLUMNAR_KINDS and spec.chunk is None:
-        return scan(store, spec, files, known if known and _same(known, spec) else None)
-    return convert(store, spec, files)
+        return scan(store, spec, files, known)
+    return convert(store, spec, files, known)
 
 
 def _counting_model(store: Store, spec: CorpusSpec, known: CorpusEntry | None) -> str | None:

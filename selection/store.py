@@ -65,6 +65,7 @@ class CorpusEntry:
         blank: rows without text.
         filtered: rows that the condition left out.
         left_out: both, of each source, where these stay in place.
+        whole: how far those of its files in the store go that files to come would not change, where they do not.
     """
 
     name: str
@@ -75,6 +76,7 @@ class CorpusEntry:
     filtered: int
     shards: list[Shard]
     left_out: list[list[int]] = field(default_factory=list)
+    whole: dict[str, int] = field(default_factory=dict)
 
     @property
     def in_use(self) -> list[FileEntry]:
