@@ -89,7 +89,7 @@ def _register_adapt(subparsers: Subparsers) -> None:
     )
     add(
         "--micro-batch", type=int, default=usual.micro_batch, metavar="N",
-        help="texts in memory at once on a device; smaller where memory is short (default %(default)s)",
+        help="pieces in memory at once on a device; smaller where memory is short (default %(default)s)",
     )  # fmt: skip
     add("--lr", type=float, default=usual.learning_rate, metavar="X", help="peak learning rate (default %(default)s)")
     add(
@@ -170,8 +170,8 @@ def _register_overlap(subparsers: Subparsers) -> None:
     add("--sample", type=positive, metavar="N", help="count so many random documents of each (default all)")
     add("--text-column", default="text", metavar="COLUMN", help="where files have their text (default %(default)s)")
     add("--model", metavar="M", help="also this model's masked-LM loss on each domain")
-    add("--loss-documents", type=positive, default=1000, metavar="N", help="it is measured on (default %(default)s)")
-    add("--seed", type=seed, default=0)
+    add("--loss-documents", type=positive, default=1000, metavar="N", help="of each for it (default %(default)s)")
+    add("--seed", type=seed, default=0, help="draws them (default %(default)s)")
     add("--out", type=Path, metavar="FILE", help="write the table too (.parquet, .csv, .jsonl)")
     add("--plot", type=Path, metavar="FILE", help="write a heat map too (.png, .svg, .pdf)")
 

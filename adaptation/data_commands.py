@@ -47,8 +47,8 @@ safetensors. What is there already and fits its card is left alone.
 EXAMPLES = """
 nearkin data list --kind task
 nearkin data show citation_intent
-nearkin data get citation_intent --out data
-nearkin data get chemprot_500_s0 --from downloads/chemprot --out data
+nearkin data get citation_intent --out ~/nearkin-data
+nearkin data get chemprot_500_s0 --from downloads/chemprot --out ~/nearkin-data
 """
 
 
@@ -61,12 +61,16 @@ def register_data(subparsers: Subparsers, say: Say) -> None:
     data = add_command(subparsers, "data", None, "data sets and checkpoints: list, show, get", EXAMPLES, DATA)
     commands = data.add_subparsers(metavar="COMMAND", required=True)
 
-    listed = add_command(commands, "list", partial(run_list, say=say), "every card in a line")
+    listed = add_command(
+        commands, "list", partial(run_list, say=say), "every card in a line", "nearkin data list --kind task"
+    )
     listed.add_argument("--kind", choices=KINDS, help="of this kind alone")
     _folder(listed, "--data", "where to look")
     listed.add_argument("--json", action="store_true", help="a JSON list of whole cards, with place and here")
 
-    shown = add_command(commands, "show", partial(run_show, say=say), "all of one card")
+    shown = add_command(
+        commands, "show", partial(run_show, say=say), "all of one card", "nearkin data show citation_intent"
+    )
     shown.add_argument("name", metavar="NAME", help="of a card, as `nearkin data list` has it")
     _folder(shown, "--data", "where to look")
     shown.add_argument("--json", action="store_true", help="as JSON")

@@ -64,7 +64,7 @@ def register(subparsers: Subparsers) -> None:
     add("--unrelated", metavar="NAME", help="not-DAPT's corpus: one of the store's, or a path")
     add("--curated", metavar="FILE", help="Curated-TAPT's passages")
     add("--transfer", metavar="DIR", help="the task of Transfer-TAPT")
-    add("--encoder", metavar="E", help="which of the store's encoders, where it has several")
+    add("--encoder", metavar="E", help="which of the store's encoders, where it has several; or cascade[:MODEL]")
     add("--near", choices=NEAR, help="what sets leave out beside equal texts, as in nearkin select (default: ngrams)")
     add("--cache", type=Path, metavar="DIR", help="where steps are kept, to be shared by recipes (default: OUT/steps)")
     add("--dry-run", action="store_true", help="print the steps and what they will take, and stop")

@@ -34,7 +34,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     demo.add_argument("--out", metavar="DIR", default="nearkin-demo", help="where it works (default: nearkin-demo)")
     demo.add_argument("--seed", type=seed, default=0)
     _register_report(commands)
-    bench = add_command(commands, "bench", None, "the measurements, peers in the same run")
+    bench = add_command(
+        commands,
+        "bench",
+        None,
+        "the measurements, peers in the same run",
+        """
+        nearkin bench selectors store tasks/my-task --tokens 100000 --out selectors.parquet
+        nearkin bench frontier store --tasks tasks/my-task --methods knn dsir --out frontier.parquet
+        """,
+    )
     benches = bench.add_subparsers(metavar="BENCHMARK", required=True)
     _register_throughput(benches)
     _register_search(benches)
@@ -89,8 +98,8 @@ def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("-k", type=positive, default=50)
-    parser.add_argument("--encoder")
+    parser.add_argument("-k", type=positive, default=50, help="neighbours an example (default: 50)")
+    parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
     parser.add_argument(
         "--passages",
         type=positive,
@@ -127,12 +136,17 @@ def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("tasks", metavar="TASK", nargs="+")
     parser.add_argument("--cheap", metavar="E", required=True, help="the static encoder, as the store names it")
     parser.add_argument("--full", metavar="E", required=True, help="the full one, likewise")
-    parser.add_argument("--queries", type=positive, nargs="+", default=[30, 100, 300, 1000, 4000])
-    parser.add_argument("-k", type=positive, nargs="+", default=[5, 20, 50], dest="ks")
+    parser.add_argument(
+        "--queries", metavar="N", type=positive, nargs="+", default=[30, 100, 300, 1000, 4000],
+        help="task examples asked at once (default: 30 100 300 1000 4000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-k", type=positive, nargs="+", default=[5, 20, 50], dest="ks", help="neighbours of each (default: 5 20 50)"
+    )
     parser.add_argument(
         "--passages", type=positive, nargs="+", default=[], help="sizes: a random part, or repeated and moved"
     )
-    parser.add_argument("--min-recall", type=share, default=0.95)
+    parser.add_argument("--min-recall", type=share, default=0.95, help="what it promises (default: 0.95)")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="gain and recall, as .png, .svg or .pdf")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
@@ -214,7 +228,13 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings, as `nearkin run` takes them")
     parser.add_argument("--encoder", metavar="E", help="which of the store's encoders, where it has several")
     parser.add_argument("--seed", type=seed, metavar="S", help="of selection and masked-LM training (default: 0)")
-    parser.add_argument("--work", type=Path, default=Path("frontier"), metavar="DIR", help="for sets and models")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("frontier"),
+        metavar="DIR",
+        help="for sets and models; the same one resumes (default: frontier)",
+    )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="F1 against what it cost (.png, .svg, .pdf)")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
 
@@ -249,7 +269,9 @@ def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser
         "nearkin bench memory $NEARKIN_DATA/corpora/biomed.parquet --repeat 4 --max-tokens 16",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="one Parquet file")
-    parser.add_argument("--repeat", type=positive, default=4)
+    parser.add_argument(
+        "--repeat", metavar="N", type=positive, default=4, help="how often the second build has the corpus (default: 4)"
+    )
     parser.add_argument("--max-tokens", type=positive, help="cut the encoder's input, to finish in minutes")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)

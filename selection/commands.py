@@ -65,7 +65,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "ingest, embed and index domain corpora; run it again to resume, extend or repair",
         """
         nearkin build store --corpus papers=papers.parquet
-        nearkin build store --corpus papers='papers/*.jsonl.zst' --corpus reviews=reviews.csv --text-column body
+        nearkin build store --corpus papers='papers/*.jsonl.zst'
+        nearkin build store --corpus reviews=reviews.csv --text-column body      # adds a corpus whose text is elsewhere
         nearkin build store --corpus papers=papers.parquet --where "source = 'papers' and length(text) > 200" --dry-run
         nearkin build store --corpus wiki=hf://owner/dataset:train --chunk 128
         nearkin build store --corpus papers=papers.parquet --precision auto --max-seconds 3600
@@ -86,7 +87,12 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "of those; or hf://owner/dataset[/CONFIGURATION][:split]. Parquet and Arrow are read where they lie. Repeat "
         "for more corpora",
     )
-    parser.add_argument("--text-column", metavar="COLUMN", default="text", help="where the text is (default: text)")
+    parser.add_argument(
+        "--text-column",
+        metavar="COLUMN",
+        default="text",
+        help="where the text is, in every --corpus of this call (default: text)",
+    )
     parser.add_argument(
         "--where",
         metavar="SQL",
@@ -122,7 +128,8 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--max-seconds",
         metavar="S",
         type=positive,
-        help="with --precision auto: the most exact path whose embedding is predicted to end in time",
+        help="with --precision auto: the most exact path whose embedding is predicted to end in time; where none that "
+        "keeps --min-recall does, static vectors, which find a quarter to a half of the neighbours",
     )
     parser.add_argument(
         "--max-tokens", metavar="N", type=positive, help="cut the encoder's input: faster, blind to a passage's rest"
@@ -182,7 +189,9 @@ def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser
         default=0.95,
         help="the least share of exact neighbours that it must find, measured on queries held back (default: 0.95)",
     )
-    parser.add_argument("--max-seconds", metavar="S", type=positive, help="for making it and searching it")
+    parser.add_argument(
+        "--max-seconds", metavar="S", type=positive, help="for making it and answering --queries examples"
+    )
     parser.add_argument("--task", metavar="TASK", help="measure the recall among this task's examples too")
     _index_limits(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -227,7 +236,10 @@ def _task_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder of train, dev, test .jsonl, or one file (.jsonl, .csv, .parquet ...) with a column text",
     )
     parser.add_argument(
-        "--encoder", metavar="E", help="which of the store's encoders, where it has several; or cascade[:MODEL]"
+        "--encoder",
+        metavar="E",
+        help="which of the store's encoders, where it has several; or cascade[:MODEL], on a store that was built by "
+        "one, whose static vectors answer else",
     )
     parser.add_argument(
         "--min-recall",
@@ -302,7 +314,7 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
         dest="removed",
         help="list each passage that was kept out, and why (.parquet, .csv, .jsonl)",
     )
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of methods that draw and of --order random (default: 0)")
     parser.add_argument("--out", metavar="DIR", required=True, help="gets augmentation.parquet and manifest.json")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
 
@@ -326,7 +338,7 @@ def _register_inspect(commands: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--store", metavar="STORE", help="where the set's store is now, if it has moved")
     parser.add_argument("--task", metavar="TASK", help="where its task is now, if it has moved")
     parser.add_argument("--examples", metavar="N", type=seed, default=20, help="passages to show (default: 20)")
-    parser.add_argument("--seed", type=seed, default=0, help="which passages")
+    parser.add_argument("--seed", type=seed, default=0, help="draws the passages that are shown (default: 0)")
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntr
         closing(Filter(spec.where, spec.name, spec.text_column)) as condition,
         reading_bar(spec.name) as bar,
     ):
-        done, shards, written = _read_before(work, store, sources, known)
+        done, shards, written = _read_before(work, store, target, sources, known)
         whole = done
         bar.update(done.row)
         parts = _PartWriter(work.folder, done.parts, done.rows)
@@ -103,7 +103,7 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntr
 
 
 def _read_before(
-    work: Unfinished, store: Store, sources: list[FileEntry], known: CorpusEntry | None
+    work: Unfinished, store: Store, target: Path, sources: list[FileEntry], known: CorpusEntry | None
 ) -> tuple[_Converted, list[Shard], list[Written]]:
     """What is still good of a reading that was stopped, or of that of a corpus that has gained files since.
 
@@ -125,8 +125,9 @@ def _read_before(
             part.unlink()
     for file in kept:
         link_or_copy(store.path / file.path, work.folder)
-    names = {file.path for file in kept}
-    shards = [shard for shard in known.shards if shard.path in names] if known is not None else []
+    # The new folder is another than the old one, which a store answers from until the build is through.
+    now = {file.path: store.relative(target / Path(file.path).name) for file in kept}
+    shards = [replace(s, path=now[s.path]) for s in known.shards if s.path in now] if known is not None else []
     return whole, shards, [(Path(file.path).name, file.rows, file.sha256) for file in kept]
 
 

@@ -193,6 +193,9 @@ class Pool:
             )
             yield neighbour_table(scores, ids)
             return
+        entry = self.store.manifest.encoders[self.slug]
+        if self.encoder is None and "cascade" in entry.settings:
+            log.warning("static vectors answer here: `--encoder cascade` finds the neighbours of the full encoder")
         queries = self.queries
         searcher = Searcher(self.store, self.slug, self.index, self.device)
         self.index_used = searcher.entry.kind

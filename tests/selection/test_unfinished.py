@@ -19,7 +19,7 @@ import pytest
 
 from selection import convert, unfinished
 from selection import corpus as module
-from selection.building import collect
+from selection.building import build, collect, verify
 from selection.errors import InputError
 from selection.ingest import CorpusSpec
 from selection.store import Store
@@ -136,6 +136,24 @@ def test_of_a_corpus_that_gains_files_only_those_are_read(kind: str, passages: p
     # Of what was written to the store, the last part is begun anew too.
     assert 0 < gained < (read[0] - gained) / (3 if kind in ("parquet", "where") else 2)
     assert state_of(tmp_path / "store") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("kind", ["where", "chunk", "lines"])
+def test_a_store_that_answers_has_all_passages_once_files_came(
+    kind: str, passages: pa.Table, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    spec = corpus(passages, tmp_path / "files", kind)
+    last = max((tmp_path / "files").iterdir())
+    last.rename(tmp_path / last.name)
+    build(tmp_path / "store", [spec], encoder=str(tiny_encoder))
+    (tmp_path / last.name).rename(last)
+    build(tmp_path / "store")
+    build(tmp_path / "whole", [spec], encoder=str(tiny_encoder))
+    one, other = Store(tmp_path / "store"), Store(tmp_path / "whole")
+    assert one.corpus.take(np.arange(len(one.corpus))).equals(other.corpus.take(np.arange(len(other.corpus))))
+    build(tmp_path / "store")
+    assert not [wrong for _, wrong in verify(tmp_path / "store") if wrong]
 
 
 def test_bad_input_leaves_nothing_of_a_reading_of_seconds(passages: pa.Table, tmp_path: Path) -> None:
