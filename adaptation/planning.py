@@ -223,7 +223,7 @@ class _Planner:
         if name not in there:
             return self._of_file(part, name, together)
         store = self._store_for(part)
-        read = [shard.text for corpus, _, shard in store.corpus.shards if corpus == name]
+        read = [shard.text for corpus in store.manifest.corpora if corpus.name == name for shard in corpus.shards]
         read += self._whole_store(store) if self.recipe.near == "all" else []  # which compares embeddings
         return self._step(part, together, f"domain:source={name}", inputs=read, name=name)
 
@@ -299,7 +299,7 @@ class _Planner:
 
     def _texts(self, store: Store, task: Task) -> list[str]:
         """What a method reads that asks for no vectors: all texts, and the tokenizer that counts a budget."""
-        texts = [f"{name}:{shard.text}" for name, _, shard in store.corpus.shards]
+        texts = store.corpus.identity
         counter = resolve_model(Pool(store, task, self.recipe.encoder).tokenizer) / "tokenizer.json"
         return [*texts, sha256_of_file(counter) if counter.is_file() else ""]
 
@@ -308,7 +308,7 @@ class _Planner:
         encoders = store.manifest.encoders
         one = self.recipe.encoder
         slugs = [open_encoder(store, one)] if one and cascade_model(one) is None else sorted(store.manifest.in_use)
-        parts = [f"{name}:{shard.text}" for name, _, shard in store.corpus.shards]
+        parts = store.corpus.identity
         for slug in slugs:
             kind = encoders[slug].settings.get("index", "stream")
             index = store.manifest.indexes.get(f"{slug}-{kind}")

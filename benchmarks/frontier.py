@@ -329,7 +329,7 @@ def _shape(recipe: Recipe, arm: Arm) -> str:
     }  # fmt: skip
     for table, unshaping in (("adapt", "checkpoint_minutes"), ("dapt", "checkpoint_minutes"), ("finetune", "seeds")):
         settings[table].pop(unshaping)
-    texts = [f"{name}:{shard.text}" for name, _, shard in Store(recipe.store).corpus.shards] if recipe.store else []
+    texts = Store(recipe.store).corpus.identity if recipe.store else []
     content = {"base": arm.before.before.key[:16], "texts": fingerprint(*texts)[:16], "format": FORMAT}
     both = recipe.k is not None and (recipe.tokens is not None or recipe.docs is not None)
     content |= {"limits": "k too"} if both else {}

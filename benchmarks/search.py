@@ -261,7 +261,7 @@ def _megabytes() -> float | None:
 
 def _mark(store: Store, slug: str) -> str:
     """Tells these vectors from others of the same encoder."""
-    return fingerprint(store.manifest.encoders[slug].fingerprint, *(s.text for _, _, s in store.corpus.shards))[:8]
+    return fingerprint(store.manifest.encoders[slug].fingerprint, *(s.text for s in store.corpus.shards))[:8]
 
 
 def enlarged(store: Store, slug: str, passages: int, folder: Path) -> Store:

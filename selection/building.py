@@ -267,7 +267,7 @@ def collect(
 
 def _answers(store: Store) -> bool:
     """Whether neighbours can be asked for: some encoder has embedded all that the store holds."""
-    texts = {shard.text for _, _, shard in store.corpus.shards}
+    texts = store.corpus.fingerprints
     return bool(texts) and any(texts <= set(entry.shards) for entry in store.manifest.encoders.values())
 
 
@@ -318,7 +318,7 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted, device: str | N
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
     entry = store.manifest.encoders.get(encoder.slug)
-    listed = entry is not None and {shard.text for _, _, shard in store.corpus.shards} <= set(entry.shards)
+    listed = entry is not None and store.corpus.fingerprints <= set(entry.shards)
     there = Embeddings(store, encoder.slug) if listed and not embedding.todo else None
     chosen = plan_index(rows, encoder.dim, index, store.path, there, device=device)
     missing = chosen.bytes if there is None else missing_bytes(store, encoder.slug, chosen)
@@ -334,7 +334,7 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted, device: str | N
 def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
     """What embedding holds above the encoder at most: three of the largest shards as text, tokens and vectors."""
     corpus = store.corpus
-    shards = [corpus.shards[position][2] for position in embedding.todo]
+    shards = [corpus.shards[position] for position in embedding.todo]
     rows, text = max(s.rows for s in shards), max(s.text_bytes for s in shards)
     return 3 * (3 * text + rows * dim * 6)
 
@@ -353,7 +353,7 @@ def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
     settled = list(opened.manifest.corpora)
     opened.take_pending()
     several = len(opened.manifest.encoders) > 1
-    wanted = {shard.text for _, _, shard in opened.corpus.shards}
+    wanted = opened.corpus.fingerprints
     files = {file.path: file for corpus in [*settled, *opened.manifest.corpora] for file in corpus.in_use}
     for file in files.values():
         good = opened.is_whole(file, reread=True)

@@ -266,7 +266,7 @@ class Kept:
         self.folder = store.path / "cascade" / encoder.slug
         self.encoded, self._next = 0, 0
         places: dict[str, list[int]] = {}  # where passages of a text begin; equal shards may stand twice
-        for (_, _, shard), start in zip(self._corpus.shards, self._corpus.offsets.tolist(), strict=False):
+        for shard, start in zip(self._corpus.shards, self._corpus.offsets.tolist(), strict=False):
             places.setdefault(shard.text[:MARK], []).append(start)
         self._places = places
         # Where a passage's vector is: part and row, -1 for nowhere.
@@ -331,7 +331,7 @@ class Kept:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         arrays = [pa.array(which.astype(np.int32)), pa.array(row.astype(np.int32)), column]
         batch = pa.RecordBatch.from_arrays(arrays, ["shard", "row", "vector"])
-        texts = [self._corpus.shards[number][2].text[:MARK] for number in shards]
+        texts = [self._corpus.shards[number].text[:MARK] for number in shards]
         path = self.folder / f"part-{self._next:05d}.arrow"
         write_kept(path, batch, {"shards": json.dumps(texts), "encoder": self._encoder.fingerprint})
         self._next += 1

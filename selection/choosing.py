@@ -253,7 +253,7 @@ class _Chooser:
 
     def _is_incomplete(self, entry: EncoderEntry) -> bool:
         """Whether a build with this encoder was stopped, or the corpus has grown since."""
-        return any(shard.text not in entry.shards for _, _, shard in self.store.corpus.shards)
+        return any(shard.text not in entry.shards for shard in self.store.corpus.shards)
 
     def _named(self, spec: EncoderSpec) -> Choice:
         return self._fitted(spec) if spec.is_fitted else self._fastest(spec)
@@ -471,7 +471,7 @@ def draw(store: Store, passages: int) -> pa.ChunkedArray:
     From `SAMPLED_SHARDS` shards drawn by their size, so that a corpus of a billion passages is not read for it.
     """
     corpus, rng = store.corpus, np.random.default_rng(0)
-    rows = np.array([shard.rows for _, _, shard in corpus.shards])
+    rows = np.array([shard.rows for shard in corpus.shards])
     count = min(SAMPLED_SHARDS, len(rows))
     shards = np.sort(rng.choice(len(rows), count, replace=False, p=rows / rows.sum()))
     pool = np.concatenate([np.arange(corpus.offsets[s], corpus.offsets[s + 1]) for s in shards])

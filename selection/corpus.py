@@ -56,16 +56,32 @@ class Corpus:
 
     Args:
         root: the store's folder, from which relative paths start.
-        shards: (corpus name, its text column, shard), in order.
+        parts: (corpus name, its text column, shard), in order.
+
+    Attributes:
+        shards: the shards, in order; `sources` the name of each one's corpus.
+        offsets: int64 [shards + 1], the first doc_id of each, and how many passages there are.
     """
 
-    def __init__(self, root: Path, shards: Sequence[tuple[str, str, Shard]]) -> None:
+    def __init__(self, root: Path, parts: Sequence[tuple[str, str, Shard]]) -> None:
         self._root = root
-        self.shards = list(shards)
-        self.offsets = np.concatenate([[0], np.cumsum([s.rows for _, _, s in self.shards], dtype=np.int64)])
+        self.sources = [name for name, _, _ in parts]
+        self._columns = [column for _, column, _ in parts]
+        self.shards = [shard for _, _, shard in parts]
+        self.offsets = np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards], dtype=np.int64)])
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Those of the shards' texts."""
+        return {shard.text for shard in self.shards}
+
+    @property
+    def identity(self) -> list[str]:
+        """Of each shard, its corpus and the fingerprint of its texts: what a result depends on that reads all."""
+        return [f"{name}:{shard.text}" for name, shard in zip(self.sources, self.shards, strict=True)]
 
     def texts(self, shard: int) -> pa.ChunkedArray:
         """The texts of one shard, large_string, in doc_id order."""
@@ -78,7 +94,7 @@ class Corpus:
         Raises:
             StoreError: they are not.
         """
-        entry, digest = self.shards[shard][2], TextFingerprint()
+        entry, digest = self.shards[shard], TextFingerprint()
         changed = f"{entry.path} has changed since it was read: run the same build again"
         try:
             texts = self.texts(shard)
@@ -110,7 +126,7 @@ class Corpus:
         self, shard: int, columns: Sequence[str], wanted: npt.NDArray[np.int64] | None
     ) -> Iterator[pa.RecordBatch]:
         """Streams a shard's passages, or those at positions `wanted` (sorted) among them."""
-        name, text, entry = self.shards[shard]
+        name, text, entry = self.sources[shard], self._columns[shard], self.shards[shard]
         rows = self._rows_of(entry)
         if wanted is not None:
             rows = wanted + entry.start if rows is None else rows[wanted]

@@ -51,7 +51,7 @@ def is_store(path: Path) -> bool:
 
 def _store_batches(store: Store, name: str) -> Batches:
     corpus = store.corpus
-    for number, (source, _, _) in enumerate(corpus.shards):
+    for number, source in enumerate(corpus.sources):
         if source == name:
             yield from corpus.unchanged_texts(number).chunks
 

@@ -62,7 +62,7 @@ def plan_embedding(store: Store, slug: str, encoder_fingerprint: str, listed: bo
     Args:
         listed: only those that the manifest lists, not what a build would take in.
     """
-    shards = [s for _, _, s in store.corpus.shards]
+    shards = store.corpus.shards
     entry = store.manifest.encoders.get(slug)
     have = entry.shards if entry and entry.fingerprint == encoder_fingerprint else {}
     found = {} if listed else strays(store, slug, encoder_fingerprint)
@@ -115,7 +115,7 @@ def embed(store: Store, encoder: Encoder, work: Work | None = None) -> Embedding
 def forget_old(store: Store, slug: str) -> None:
     """Gives up embeddings of texts that a store held until a build settled; the store must be locked."""
     entry = store.manifest.encoders[slug]
-    current = {shard.text for _, _, shard in store.corpus.shards}
+    current = store.corpus.fingerprints
     if not set(entry.shards) <= current:
         entry.shards = {text: file for text, file in entry.shards.items() if text in current}
         store.save()
@@ -142,7 +142,7 @@ def embed_here(store: Store, encoder: Encoder, jobs: list[Job], bar: tqdm[None],
     ):
         written: Future[None] | None = None
         for (position, path), ready in zip(jobs, prepared, strict=True):
-            shard = corpus.shards[position][2]
+            shard = corpus.shards[position]
             vectors = _encode_shard(ready, encoder, shard.rows, bar)
             if written is not None:
                 written.result()
@@ -172,7 +172,7 @@ def _usable_entry(store: Store, encoder: Encoder) -> EncoderEntry:
             log.warning("encoder %s has changed: all of its embeddings are made anew", encoder.slug)
         entry = EncoderEntry.of(encoder)
         entry.settings["engine"] = encoder.engine
-    wanted = {shard.text for _, _, shard in store.corpus.shards} | store.answering
+    wanted = store.corpus.fingerprints | store.answering
     damaged = {text for text, file in entry.shards.items() if text in wanted and not store.is_whole(file)}
     for text in damaged:  # which else would be taken in as ones that are not listed
         (store.path / entry.shards[text].path).unlink(missing_ok=True)
@@ -204,7 +204,7 @@ class Embeddings:
                 f"run `nearkin build {store.path}` with that --encoder"
             )
         self._store, self._entry = store, entry
-        shards = [shard for _, _, shard in store.corpus.shards]
+        shards = store.corpus.shards
         if missing := sum(s.text not in entry.shards for s in shards):
             flags = build_flags(entry) if len(store.manifest.encoders) > 1 else ""
             raise StoreError(

@@ -33,7 +33,7 @@ def fetched(
         scratch: a file for those that stand in another order than in the corpus; removed at the end.
     """
     shards = np.searchsorted(corpus.offsets, doc_ids, "right") - 1
-    touched = [corpus.shards[number][2] for number in np.unique(shards)]
+    touched = [corpus.shards[number] for number in np.unique(shards)]
     if sum(shard.text_bytes for shard in touched) <= read_bytes:
         yield corpus.take(doc_ids)
     elif (np.diff(shards) >= 0).all() and 2 * len(doc_ids) >= sum(shard.rows for shard in touched):
@@ -92,7 +92,7 @@ class Shelf:
 
 def _runs(corpus: Corpus, doc_ids: npt.NDArray[np.int64], read_bytes: int) -> Iterator[tuple[int, int]]:
     """Stretches of `doc_ids`, sorted by shard: those of one shard, or of several of at most `read_bytes` of text."""
-    sizes = np.array([shard.text_bytes for _, _, shard in corpus.shards])
+    sizes = np.array([shard.text_bytes for shard in corpus.shards])
     edges = np.searchsorted(doc_ids, corpus.offsets)
     touched = np.flatnonzero(np.diff(edges))
     before = np.concatenate([[0], np.cumsum(sizes[touched])])

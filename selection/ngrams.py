@@ -152,7 +152,7 @@ class NgramFeatures:
     def __init__(self, store: Store, buckets: int = BUCKETS) -> None:
         self.buckets = buckets
         self._corpus: Corpus = store.corpus
-        self._texts = [shard.text for _, _, shard in self._corpus.shards]
+        self._texts = [shard.text for shard in self._corpus.shards]
         self._folder = store.path / "ngrams" / str(buckets)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._good: set[str] = set()
@@ -191,7 +191,7 @@ class NgramFeatures:
         if not shards:
             return
         share = BYTES_A_BYTE * np.dtype(NgramHasher(self.buckets).dtype).itemsize / 2
-        bytes_needed = int(share * sum(self._corpus.shards[n][2].text_bytes for n in shards))
+        bytes_needed = int(share * sum(self._corpus.shards[n].text_bytes for n in shards))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self._folder).close()
@@ -203,7 +203,7 @@ class NgramFeatures:
             return self._make()
         require_space(self._folder, bytes_needed)
         hasher = NgramHasher(self.buckets)
-        total = sum(self._corpus.shards[n][2].rows for n in shards)
+        total = sum(self._corpus.shards[n].rows for n in shards)
         with (
             tqdm(total=total, desc="hashing n-grams", unit=" passages", unit_scale=True, disable=None) as bar,
             closing(
@@ -212,7 +212,7 @@ class NgramFeatures:
         ):
             for number, cut in zip(shards, cuts, strict=True):
                 self._write(number, hasher.hash(cut))
-                bar.update(self._corpus.shards[number][2].rows)
+                bar.update(self._corpus.shards[number].rows)
         current = {self._path(number) for number in range(len(self))}
         for path in self._folder.glob("*.arrow"):
             if path not in current:
@@ -244,7 +244,7 @@ def corpus_counts(store: Store, buckets: int = BUCKETS, features: NgramFeatures 
     """
     sampled = features is None and len(store.corpus.shards) > COUNTED
     names = [f"counts-{buckets}.arrow", *([f"counts-{buckets}-of-{COUNTED}-shards.arrow"] if sampled else [])]
-    about = {"texts": fingerprint(*(shard.text for _, _, shard in store.corpus.shards))}
+    about = {"texts": fingerprint(*(shard.text for shard in store.corpus.shards))}
     for name in names:
         path, kept = store.path / "ngrams" / name, None
         with contextlib.suppress(OSError):  # another user's

@@ -46,7 +46,7 @@ class Answer:
         if len(query) == 0:
             return
         shards = np.unique(np.searchsorted(self.corpus.offsets, self.neighbours["doc_id"].to_numpy(), "right") - 1)
-        touched = [self.corpus.shards[number][2] for number in shards]
+        touched = [self.corpus.shards[number] for number in shards]
         rows, text = sum(shard.rows for shard in touched), sum(shard.text_bytes for shard in touched)
         start = 0
         while start < len(query):

@@ -125,15 +125,15 @@ def embed_share(
     # Of what the store has not taken in: the same for every share until a build does, and no tail for the last of them.
     entry = opened.manifest.encoders.get(chosen.slug)
     there = entry.shards if entry is not None and entry.fingerprint == chosen.fingerprint else {}
-    missing = [at for at, (_, _, shard) in enumerate(shards) if shard.text not in there]
-    run = share_of([shards[at][2].text_bytes for at in missing], number, of)
+    missing = [at for at, shard in enumerate(shards) if shard.text not in there]
+    run = share_of([shards[at].text_bytes for at in missing], number, of)
     mine = {missing[place] for place in run}
     todo = [at for at in plan.todo if at in mine]
-    rows = sum(shards[at][2].rows for at in todo)
+    rows = sum(shards[at].rows for at in todo)
     about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"
     report(f"share   {number} of {of}: {rows:,} passages to embed by {chosen.slug}{about}")
     require_space(opened.path, rows * chosen.dim * 2)
-    jobs = [(at, share_path(opened, chosen.slug, chosen.fingerprint, shards[at][2].text)) for at in todo]
+    jobs = [(at, share_path(opened, chosen.slug, chosen.fingerprint, shards[at].text)) for at in todo]
 
     def finished(text: str, file: FileEntry) -> None:
         finish_share(share_path(opened, chosen.slug, chosen.fingerprint, text), file.sha256)
@@ -141,6 +141,6 @@ def embed_share(
     begun = time.perf_counter()
     with tqdm(total=rows, desc="embedding", unit=" passages", unit_scale=True, disable=None) as bar:
         embed_here(opened, chosen, jobs, bar, finished)
-    reused = sum(shards[at][2].rows for at in mine) - rows
+    reused = sum(shards[at].rows for at in mine) - rows
     build = f"nearkin build {opened.path}{build_flags(chosen)}"
     return ShareResult(rows, reused, time.perf_counter() - begun, build)

@@ -80,9 +80,7 @@ def take_in(store: Store, entry: EncoderEntry, slug: str) -> None:
     need not hash all of them again.
     """
     found = strays(store, slug, entry.fingerprint)
-    wanted = {
-        s.text: s.rows for _, _, s in store.corpus.shards if s.text not in entry.shards and s.text[:TEXT] in found
-    }
+    wanted = {s.text: s.rows for s in store.corpus.shards if s.text not in entry.shards and s.text[:TEXT] in found}
     parts = [path for paths in found.values() for path in paths if path.name.startswith("part-")]
     numbers = free_numbers(entry, parts)
     folder = store.path / "embeddings" / slug

@@ -49,11 +49,11 @@ class PartOfCorpus:
     """
 
     def __init__(self, corpus: Corpus, source: str | None) -> None:
-        names = {name for name, _, _ in corpus.shards}
+        names = set(corpus.sources)
         wanted = names if source is None else set(re.split("[+,]", source))
         if unknown := sorted(wanted - names):
             raise InputError(f"the store has no corpus {unknown[0]!r}: it has {', '.join(sorted(names))}")
-        mine = np.array([name in wanted for name, _, _ in corpus.shards])
+        mine = np.array([name in wanted for name in corpus.sources])
         self._starts = corpus.offsets[:-1][mine]
         self._ends = np.cumsum(np.diff(corpus.offsets)[mine])
 

@@ -100,7 +100,7 @@ class Pool:
         there = {} if full is None else store.manifest.encoders[full].shards
         if full is not None and store.manifest.encoders[full].prompt != entry.prompt:
             full = None
-        if full is not None and all(shard.text in there for _, _, shard in store.corpus.shards):
+        if full is not None and all(shard.text in there for shard in store.corpus.shards):
             return full, False  # everything is encoded already
         if self.index is not None:
             raise NearkinError(

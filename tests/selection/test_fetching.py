@@ -68,7 +68,7 @@ def test_passages_come_as_asked_and_bounded(
     tables = list(fetched(corpus, doc_ids, tmp_path / "scratch.arrow", most))
     assert set(read.values()) == {1}
     assert pa.concat_tables(tables).equals(corpus.take(doc_ids))
-    shard = max(shard.text_bytes for _, _, shard in corpus.shards)  # the least that is read at once
+    shard = max(shard.text_bytes for shard in corpus.shards)  # the least that is read at once
     longest = 600 if kind == "sorted" else 1
     for table in tables:
         assert table.num_rows <= longest or pc.sum(pc.binary_length(table["text"])).as_py() <= max(most, shard)
