@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from selection.domains import domains_of, is_store
 from selection.errors import InputError
 from selection.finding import find_files
-from selection.guard import Duplicates, normalise
+from selection.guard import normalise
 from selection.hashes import Seen, text_hashes
 from selection.reading import CALL_IT, COLUMNAR_KINDS, is_blank, kind_of, read_table, texts_of
 from selection.task import read_task
@@ -100,7 +100,7 @@ def read_training_text(
     if not paths:
         raise InputError("no training text given: name a file, a task folder or an augmentation folder with --text")
     inputs = [(Path(path), *_open(Path(path))) for path in paths]
-    forbidden, seen = Seen(), Duplicates()
+    forbidden, seen = Seen(), Seen()
     for _, _, _, evaluated in inputs if guarded else []:
         forbidden.add(text_hashes(normalise(evaluated)))
     measured = None
@@ -171,7 +171,7 @@ def _measured(path: Path) -> pa.Array:
     return texts.unique()
 
 
-def _unseen(texts: pa.LargeStringArray, seen: Duplicates) -> pa.LargeStringArray:
+def _unseen(texts: pa.LargeStringArray, seen: Seen) -> pa.LargeStringArray:
     """Those that stood nowhere before, which `seen` remembers."""
     hashes = text_hashes(texts, spaces=True)
     new = ~seen.repeated(hashes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from selection.corpus import PASSAGE, Corpus
+from selection.runs import runs
 
 WRITE_BYTES = 32 << 20
 
@@ -37,7 +37,7 @@ def fetched(
     if sum(shard.text_bytes for shard in touched) <= read_bytes:
         yield corpus.take(doc_ids)
     elif (np.diff(shards) >= 0).all() and 2 * len(doc_ids) >= sum(shard.rows for shard in touched):
-        for start, stop in _runs(corpus, doc_ids, read_bytes):
+        for start, stop in _stretches(corpus, doc_ids, read_bytes):
             yield corpus.take(doc_ids[start:stop])
     else:
         with closing(Shelf(corpus, doc_ids, scratch, read_bytes)) as shelf:
@@ -60,7 +60,7 @@ class Shelf:
         pending: list[pa.Table] = []
         with pa.ipc.new_file(str(path), PASSAGE) as writer:
             waiting = 0
-            for start, stop in _runs(corpus, self._doc_ids, read_bytes):
+            for start, stop in _stretches(corpus, self._doc_ids, read_bytes):
                 pending.append(corpus.take(self._doc_ids[start:stop]))
                 lengths.append(pc.binary_length(pending[-1]["text"]).to_numpy())
                 waiting += int(lengths[-1].sum())
@@ -81,26 +81,16 @@ class Shelf:
     def tables(self, doc_ids: npt.NDArray[np.int64], most_bytes: int) -> Iterator[pa.Table]:
         """`PASSAGE` rows of `doc_ids` (each given at first), in that order, up to `most_bytes` of text at a time."""
         rows = np.searchsorted(self._doc_ids, doc_ids)
-        ends = np.cumsum(self._lengths[rows])
-        start = 0
-        while start < len(rows):
-            before = int(ends[start - 1]) if start else 0
-            stop = max(int(np.searchsorted(ends, before + most_bytes, "right")), start + 1)
+        for start, stop in runs(self._lengths[rows], most_bytes):
             yield gathered(self._batches, self._ends, rows[start:stop])
-            start = stop
 
 
-def _runs(corpus: Corpus, doc_ids: npt.NDArray[np.int64], read_bytes: int) -> Iterator[tuple[int, int]]:
+def _stretches(corpus: Corpus, doc_ids: npt.NDArray[np.int64], read_bytes: int) -> Iterator[tuple[int, int]]:
     """Stretches of `doc_ids`, sorted by shard: those of one shard, or of several of at most `read_bytes` of text."""
     sizes = np.array([shard.text_bytes for shard in corpus.shards])
     edges = np.searchsorted(doc_ids, corpus.offsets)
     touched = np.flatnonzero(np.diff(edges))
-    before = np.concatenate([[0], np.cumsum(sizes[touched])])
-    cuts = [0]
-    while cuts[-1] < len(touched):
-        first = cuts[-1]
-        cuts.append(max(int(np.searchsorted(before, before[first] + read_bytes, "right")) - 1, first + 1))
-    for first, last in pairwise(cuts):
+    for first, last in runs(sizes[touched], read_bytes):
         yield int(edges[touched[first]]), int(edges[touched[last - 1] + 1])
 
 

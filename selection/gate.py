@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selection.guard import Duplicates, Guard, normalise
-from selection.hashes import text_hashes
+from selection.guard import Guard, normalise
+from selection.hashes import Seen, text_hashes
 from selection.near import Contained, Copies, Leaks, NearDuplicates
 from selection.near_cosine import CosineDuplicates, CosineLeaks
 
@@ -115,7 +115,7 @@ class Gate:
         self, guard: Guard, nearness: Nearness | None = None, keep: bool = False, forbidden: Forbidden | None = None
     ) -> None:
         self._guard, self._nearness, self._keep = guard, nearness or Nearness(), keep
-        self._seen = Duplicates()
+        self._seen = Seen()
         self._forbidden = forbidden or Forbidden.of(guard, self._nearness)
         self._copies = NearDuplicates() if self._nearness.ngrams else None
         by_cosine, device = self._nearness.vectors_of is not None, self._nearness.device

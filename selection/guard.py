@@ -74,20 +74,3 @@ class Guard:
         for reason, hashes in seen.items():
             hashes.add(text_hashes(self.forbidden[reason]))
         return seen
-
-
-class Duplicates:
-    """Remembers the hashes of what has been let through, so that a second copy is not; 8 bytes a text."""
-
-    def __init__(self) -> None:
-        self._seen = Seen()
-
-    def repeated(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Which of these (bool [n]) occurred before, here or in an earlier call."""
-        first = np.zeros(len(hashes), dtype=bool)
-        first[np.unique(hashes, return_index=True)[1]] = True
-        return np.logical_or(~first, self._seen.has(hashes))
-
-    def add(self, hashes: Hashes) -> None:
-        """Lets these through."""
-        self._seen.add(hashes)

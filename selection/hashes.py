@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.runs import runs
 from selection.tokens import Ragged, split_words
 
 Hashes = npt.NDArray[np.uint64]
@@ -110,13 +111,8 @@ def flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def slices(texts: pa.Array) -> Iterator[slice]:
     """Rows of at most `SLICE_BYTES` of text at a time, or a single row of more."""
-    ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
-    start = 0
-    while start < len(texts):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(ends, before + SLICE_BYTES, "right")), start + 1)
-        yield slice(start, stop)
-        start = stop
+    sizes = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    return (slice(start, stop) for start, stop in runs(sizes, SLICE_BYTES))
 
 
 def text_hashes(texts: pa.Array | pa.ChunkedArray, spaces: bool = False) -> Hashes:
@@ -151,3 +147,9 @@ class Seen:
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
             last = self._runs.pop()
             self._runs[-1] = np.union1d(self._runs[-1], last)
+
+    def repeated(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Which of these are in it or occurred before among these, bool [n]."""
+        first = np.zeros(len(hashes), dtype=bool)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        return np.logical_or(~first, self.has(hashes))

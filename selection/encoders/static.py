@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from selection.encoders.engine import Tick, no_tick
 from selection.errors import ModelError
 from selection.tokens import Ragged
 
@@ -73,10 +74,10 @@ class StaticModel:
     def dim(self) -> int:
         return int(self.table.shape[1])
 
-    def vectors(self, tokens: Ragged) -> FLOATS:
+    def vectors(self, tokens: Ragged, tick: Tick = no_tick) -> FLOATS:
         """Unit vectors float32 [n, dim] of texts given as ids int32 without special tokens; an empty text has one too.
 
-        A text's vector does not depend on the others, to float32's rounding.
+        A text's vector does not depend on the others, to float32's rounding. `tick` is told which are done.
         """
         out = np.empty((len(tokens), self.dim), dtype=np.float32)
         for start in range(0, len(tokens), CHUNK):
@@ -86,6 +87,7 @@ class StaticModel:
             vectors = _nearness(pooled, self.centres) @ self.head[: len(self.centres)]
             vectors += pooled @ self.head[len(self.centres) :] + self.bias
             out[rows] = _unit(vectors)
+            tick(rows)
         return out
 
     def save(self, folder: Path) -> None:

@@ -21,7 +21,6 @@ from selection.files import fingerprint, sha256_of_file
 from selection.models import model_fingerprint, resolve_model
 from selection.tokens import ArrayTokenizer, Ragged
 
-CHUNK = 2048
 HELD, MOST_HELD = 8, 1024  # one sampled passage in so many says what the fit is worth, up to so many
 
 
@@ -51,12 +50,7 @@ class StaticEncoder:
         return self._tokenizer(texts)
 
     def run(self, prepared: Any, tick: Tick = no_tick) -> npt.NDArray[np.float32]:
-        out = np.empty((len(prepared), self.dim), dtype=np.float32)
-        for start in range(0, len(prepared), CHUNK):
-            rows = np.arange(start, min(start + CHUNK, len(prepared)))
-            out[rows] = self._static.vectors(prepared.take(rows))
-            tick(rows)
-        return out
+        return self._static.vectors(prepared, tick)
 
     def encode(self, texts: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
         return self.run(self.prepare(texts))

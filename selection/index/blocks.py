@@ -27,6 +27,7 @@ from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Kind, Vectors
 from selection.index.kmeans import nearest_centroids, rows_at_once
 from selection.index.ranking import Ids, Ranking, Scores
+from selection.runs import runs
 from selection.store import IndexBlock, IndexEntry, Store
 
 BLOCK_BYTES = 512 << 20
@@ -40,14 +41,8 @@ MAPPED = os.name != "nt"  # on Windows FAISS cannot leave lists on disk
 
 def block_bounds(embeddings: Embeddings, kept: int, passage_bytes: int, block_bytes: int) -> list[tuple[int, int]]:
     """Shards [start, stop) of each block still to be made, after the first `kept` shards."""
-    bounds, start = [], kept
     rows = max(block_bytes // passage_bytes, 1)
-    while start < embeddings.shards:
-        stop = int(np.searchsorted(embeddings.offsets, embeddings.offsets[start] + rows, "right")) - 1
-        stop = min(max(stop, start + 1), embeddings.shards)
-        bounds.append((start, stop))
-        start = stop
-    return bounds
+    return [(kept + start, kept + stop) for start, stop in runs(np.diff(embeddings.offsets[kept:]), rows)]
 
 
 def kept_blocks(store: Store, entry: IndexEntry, embeddings: Embeddings) -> list[IndexBlock]:

@@ -20,8 +20,8 @@ from selection import augmentation, filling, gate, guard, hashes
 from selection.augmentation import AUGMENTATION, AugmentationSet, Budget, select
 from selection.building import build, collect
 from selection.errors import InputError, NearkinError, StoreError
-from selection.guard import Duplicates, Guard, normalise
-from selection.hashes import text_hashes
+from selection.guard import Guard, normalise
+from selection.hashes import Seen, text_hashes
 from selection.index.search import NEIGHBOURS
 from selection.indexing import index as make_index
 from selection.ingest import CorpusSpec
@@ -363,7 +363,7 @@ def test_normalised_texts() -> None:
 
 @given(st.lists(st.sampled_from("abcdefg"), max_size=30), st.integers(0, 30))
 def test_duplicates_are_found_within_and_across_blocks(texts: list[str], cut: int) -> None:
-    seen, kept = Duplicates(), []
+    seen, kept = Seen(), []
     for block in (texts[:cut], texts[cut:]):
         found = text_hashes(pa.array(block, pa.large_string()))
         fresh = np.flatnonzero(~seen.repeated(found))
