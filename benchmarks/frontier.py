@@ -30,13 +30,13 @@ from adaptation.tasks import load_labelled, metric_of
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
 from benchmarks.significance import gain
-from selection.choosing import stored_encoder
 from selection.encoders import cascade_model
 from selection.files import fingerprint, locked, write_json
 from selection.models import quiet_libraries
 from selection.selectors.registry import method_names
 from selection.slugs import open_encoder
 from selection.store import Store
+from selection.stored import stored_encoder
 from selection.wording import human_seconds
 
 Place = tuple[str, str, int]

@@ -33,9 +33,10 @@ from selection.index.plan import IndexWanted, plan_index
 from selection.index.search import Searcher
 from selection.index.tune import recall_of
 from selection.indexing import make_index
+from selection.manifest import CorpusEntry
 from selection.memory import peak_memory, release_memory
 from selection.slugs import open_encoder
-from selection.store import CorpusEntry, Store
+from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
 from selection.vector_files import write_vectors

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.commands import COMPILED, PATHS
 from benchmarks.results import Row, alternate
-from selection.choosing import Wanted, choose_encoder, spec_of
+from selection.choosing import Wanted, choose_encoder
 from selection.devices import check_devices, search_devices, suit_cuda
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load
@@ -39,6 +39,7 @@ from selection.ingest import CorpusSpec, ingest
 from selection.memory import peak_memory
 from selection.models import DEFAULT_ENCODER, quiet_libraries, resolve_model
 from selection.store import Store
+from selection.stored import spec_of
 from selection.tokens import count_tokens
 
 PLAIN = "sentence-transformers encode"

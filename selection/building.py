@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selection.choosing import Choice, Wanted, by_slug, check_wanted, choose_encoder, drop_untaken, remember_tried
+from selection.choosing import Choice, Wanted, check_wanted, choose_encoder
 from selection.devices import check_devices, first_device
 from selection.embedding import EmbeddingPlan, Embeddings, embed, forget_old, plan_embedding
 from selection.encoders import STATIC, cascade_model
@@ -23,9 +23,11 @@ from selection.index.build import missing_bytes
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest, new_files
+from selection.manifest import CorpusEntry
 from selection.memory import peak_memory, release_memory
 from selection.slugs import build_flags, check_version
-from selection.store import CorpusEntry, Store
+from selection.store import Store
+from selection.stored import by_slug, drop_untaken, remember_tried
 from selection.unfinished import LEFT
 from selection.wording import human_bytes, human_seconds
 from selection.workers import work_of

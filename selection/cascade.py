@@ -33,7 +33,6 @@ import pyarrow as pa
 
 from selection.ahead import ahead
 from selection.cascade_model import Audit, Blocks, CascadeSearch, Encoded, Floats
-from selection.choosing import remember_engine
 from selection.devices import first_device
 from selection.embedding import Embeddings
 from selection.encoders import Encoder
@@ -43,6 +42,7 @@ from selection.index.ranking import Ids, Scores
 from selection.kept import read_kept, write_kept
 from selection.slugs import check_same
 from selection.store import Store
+from selection.stored import remember_engine
 from selection.task_vectors import encode_by
 from selection.wording import human_seconds
 

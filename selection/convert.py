@@ -25,8 +25,9 @@ from selection.cutting import Ends, ShardCutter, ended, guarded, pieces, reading
 from selection.errors import InputError, NearkinError
 from selection.files import atomic_write, link_or_copy, sha256_of_file, text_bytes
 from selection.finding import HUB
+from selection.manifest import CorpusEntry, FileEntry
 from selection.reading import BATCH_ROWS, COLUMNAR_KINDS, kind_of, read_batches
-from selection.store import CorpusEntry, FileEntry, Store
+from selection.store import Store
 from selection.unfinished import Unfinished, unfinished
 from selection.where import Filter
 

@@ -30,9 +30,10 @@ from selection.ahead import ahead
 from selection.encoders import Encoder
 from selection.errors import ModelError, StoreError
 from selection.files import atomic_write, fingerprint
+from selection.manifest import EncoderEntry, FileEntry
 from selection.memory import release_memory
 from selection.slugs import build_flags
-from selection.store import EncoderEntry, FileEntry, Store
+from selection.store import Store
 from selection.strays import SAVE_EVERY_SECONDS, TEXT, clear_strays, free_numbers, strays, take_in
 from selection.vector_files import read_vectors, write_vectors
 

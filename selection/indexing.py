@@ -13,9 +13,10 @@ from selection.index import load_faiss
 from selection.index.build import build_index, missing_bytes
 from selection.index.kinds import Vectors
 from selection.index.plan import QUERIES, IndexPlan, IndexWanted, plan_index
+from selection.manifest import IndexEntry
 from selection.memory import peak_memory
 from selection.slugs import open_encoder
-from selection.store import IndexEntry, Store
+from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
 from selection.wording import human_bytes, human_seconds

@@ -17,10 +17,11 @@ from selection.encoders import STATIC, full_name
 from selection.errors import InputError
 from selection.files import ASIDE
 from selection.finding import HUB, find_files
+from selection.manifest import CorpusEntry
 from selection.reading import COLUMNAR_KINDS, kind_of
 from selection.scan import scan
 from selection.slugs import encoder_held
-from selection.store import CorpusEntry, Store
+from selection.store import Store
 
 log = logging.getLogger(__name__)
 

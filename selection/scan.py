@@ -18,8 +18,9 @@ from selection.columnar import ColumnarFile, open_columnar
 from selection.corpus import Shard, passages
 from selection.cutting import Ends, ShardCutter, guarded, pieces, reading_bar
 from selection.files import atomic_write
+from selection.manifest import CorpusEntry, FileEntry
 from selection.reading import text_column
-from selection.store import CorpusEntry, FileEntry, Store
+from selection.store import Store
 from selection.unfinished import Unfinished, unfinished
 from selection.where import Filter
 

@@ -24,14 +24,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from selection.choosing import Wanted, by_slug, check_wanted, choose_encoder, named_spec, stored_encoder
+from selection.choosing import Wanted, check_wanted, choose_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
 from selection.encoders import cascade_model, same_model
 from selection.errors import NearkinError, StoreError
 from selection.files import require_space
+from selection.manifest import FileEntry
 from selection.slugs import build_flags, check_same, check_slug, check_version
-from selection.store import FileEntry, Store
+from selection.store import Store
+from selection.stored import by_slug, named_spec, stored_encoder
 from selection.strays import finish_share, share_path
 from selection.wording import human_seconds
 

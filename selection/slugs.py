@@ -7,7 +7,8 @@ from pathlib import Path
 
 from selection.encoders import Encoder, same_model, slug_of
 from selection.errors import StoreError
-from selection.store import EncoderEntry, Store
+from selection.manifest import EncoderEntry
+from selection.store import Store
 
 
 def open_encoder(store: Store, encoder: str | None) -> str:

@@ -29,188 +29,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from selection.corpus import Corpus, Shard
+from selection.corpus import Corpus
 from selection.errors import NearkinError, StoreError, explain_os_error
 from selection.files import ASIDE, atomic_write, locked, sha256_of_file, sweep, write_json
+from selection.manifest import CorpusEntry, FileEntry, Manifest
 from selection.unfinished import unfinished_folder
 from selection.wording import join
-
-if TYPE_CHECKING:
-    from selection.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 SAVING = 20
-
-
-@dataclass
-class FileEntry:
-    """A file with its rows and sha256; path relative to the store where it lies inside, else absolute."""
-
-    path: str
-    rows: int
-    sha256: str
-
-
-@dataclass
-class CorpusEntry:
-    """One corpus: what was asked for, the files it came from, and the shards it became.
-
-    Attributes:
-        blank: rows without text.
-        filtered: rows that the condition left out.
-        left_out: both, of each source, where these stay in place.
-        whole: how far those of its files in the store go that files to come would not change, where they do not.
-    """
-
-    name: str
-    spec: dict[str, Any]
-    sources: list[FileEntry]
-    files: list[FileEntry]
-    blank: int
-    filtered: int
-    shards: list[Shard]
-    left_out: list[list[int]] = field(default_factory=list)
-    whole: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def in_use(self) -> list[FileEntry]:
-        """The files that passages are read from: the sources themselves where they stay in place, then the store's."""
-        read = {shard.path for shard in self.shards}
-        return [*(f for f in self.sources if f.path in read), *self.files]
-
-    @property
-    def passages(self) -> int:
-        return sum(shard.rows for shard in self.shards)
-
-    @property
-    def text_bytes(self) -> int:
-        return sum(shard.text_bytes for shard in self.shards)
-
-
-@dataclass
-class EncoderEntry:
-    """One encoder's embeddings.
-
-    Attributes:
-        shards: a shard's text fingerprint -> its embedding file.
-        files: what was fitted to the corpus, where the encoder is of that kind.
-        prompt: see `selection.encoders.EncoderSpec`.
-        settings: ``engine``; ``index``, the kind that is searched; ``cascade``, the precision that one over it ends in;
-            for a fitted encoder how it was made and what it was found to be worth (``recall``), and ``tried`` until a
-            build has taken it.
-    """
-
-    model: str
-    precision: str
-    max_tokens: int | None
-    fingerprint: str
-    dim: int
-    shards: dict[str, FileEntry] = field(default_factory=dict)
-    files: list[FileEntry] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> EncoderEntry:
-        """An encoder that has embedded nothing yet."""
-        one = encoder
-        return cls(one.model, one.precision, one.max_tokens, one.fingerprint, one.dim, prompt=one.prompt)
-
-
-@dataclass
-class IndexBlock:
-    """One FAISS file of an index: the passages of consecutive shards, by the fingerprint of their embeddings."""
-
-    file: FileEntry
-    shards: int
-    embeddings: str
-
-
-@dataclass
-class IndexEntry:
-    """One index, block by block, and the fingerprint of the embeddings it was built from.
-
-    Attributes:
-        lists: inverted lists, 0 where it has none.
-        settings: how it is searched and what that was found to be worth; empty while it is being built.
-    """
-
-    encoder: str
-    kind: str
-    embeddings: str
-    lists: int = 0
-    blocks: list[IndexBlock] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Manifest:
-    """All that a store knows.
-
-    Attributes:
-        corpora: in order.
-        dry_run: slug of the encoder that the last dry run chose, until a build takes one.
-        pending: new ones, or newer states of some, which a build or its dry run has read and not embedded yet; only
-            builds see them.
-        encoders: by slug.
-        indexes: by ``slug-kind``.
-    """
-
-    corpora: list[CorpusEntry] = field(default_factory=list)
-    pending: list[CorpusEntry] = field(default_factory=list)
-    encoders: dict[str, EncoderEntry] = field(default_factory=dict)
-    indexes: dict[str, IndexEntry] = field(default_factory=dict)
-    dry_run: str | None = None
-
-    @property
-    def in_use(self) -> list[str]:
-        """Slugs of the encoders that have embeddings; where none has any, of those that a build has begun with."""
-        begun = [slug for slug, entry in self.encoders.items() if not entry.settings.get("tried")]
-        return [slug for slug in begun if self.encoders[slug].shards] or begun
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Manifest:
-        def files(rows: list[dict[str, Any]]) -> list[FileEntry]:
-            return [FileEntry(**row) for row in rows]
-
-        def corpora(rows: list[dict[str, Any]]) -> list[CorpusEntry]:
-            return [
-                CorpusEntry(
-                    **{
-                        **c,
-                        "sources": files(c["sources"]),
-                        "files": files(c["files"]),
-                        "shards": [Shard(**s) for s in c["shards"]],
-                    }
-                )
-                for c in rows
-            ]
-
-        encoders = {
-            slug: EncoderEntry(
-                **{
-                    **e,
-                    "shards": {k: FileEntry(**f) for k, f in e["shards"].items()},
-                    "files": files(e.get("files", [])),
-                }
-            )
-            for slug, e in value["encoders"].items()
-        }
-        indexes = {
-            name: IndexEntry(
-                **{**i, "blocks": [IndexBlock(**{**b, "file": FileEntry(**b["file"])}) for b in i["blocks"]]}
-            )
-            for name, i in value["indexes"].items()
-            if "blocks" in i  # an index of an earlier version is made anew
-        }
-        read = corpora(value["corpora"]), corpora(value.get("pending", []))
-        return cls(*read, encoders, indexes, value.get("dry_run"))
 
 
 class Store:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from selection.errors import StoreError
 from selection.files import sha256_of_file
-from selection.store import EncoderEntry, Store
+from selection.manifest import EncoderEntry
+from selection.store import Store
 from selection.vector_files import made_of, read_vectors
 
 log = logging.getLogger(__name__)

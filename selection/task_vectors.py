@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from selection.choosing import stored_encoder
 from selection.encoders import Encoder
 from selection.errors import NearkinError
 from selection.files import TextFingerprint
 from selection.kept import read_kept, write_kept
 from selection.slugs import check_same
 from selection.store import Store
+from selection.stored import stored_encoder
 from selection.task import Task
 
 log = logging.getLogger(__name__)

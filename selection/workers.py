@@ -24,13 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from selection.choosing import stored_encoder
 from selection.devices import devices_of, gpu_count
 from selection.embedding import Finished, Job, Work, embed_here
 from selection.encoders import Encoder
 from selection.encoders.transformer import TransformerEncoder, on_gpu
 from selection.errors import NearkinError, StoreError
-from selection.store import FileEntry, Store
+from selection.manifest import FileEntry
+from selection.store import Store
+from selection.stored import stored_encoder
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ from selection.index.exact import as_tensor, pair_scores
 from selection.index.kinds import BY_NAME, Kind, Vectors
 from selection.index.kmeans import nearest_centroids, rows_at_once
 from selection.index.ranking import Ids, Ranking, Scores
+from selection.manifest import IndexBlock, IndexEntry
 from selection.runs import runs
-from selection.store import IndexBlock, IndexEntry, Store
+from selection.store import Store
 
 BLOCK_BYTES = 512 << 20
 CANDIDATES_HELD = 4_000_000

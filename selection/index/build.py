@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from selection.drawing import distinct
 from selection.embedding import Embeddings
 from selection.errors import NearkinError
 from selection.files import write_json
 from selection.index import load_faiss
 from selection.index.blocks import UNFINISHED, Blocks, add_blocks, clear_blocks, kept_blocks
-from selection.index.drawing import distinct
 from selection.index.kinds import Vectors, empty_index
 from selection.index.kmeans import spherical_kmeans
 from selection.index.plan import IndexPlan, training_points
 from selection.index.tune import draw_probes, effort_for, tune
+from selection.manifest import IndexEntry
 from selection.memory import release_memory
-from selection.store import IndexEntry, Store
+from selection.store import Store
 
 log = logging.getLogger(__name__)
 

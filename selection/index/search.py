@@ -15,7 +15,8 @@ from selection.index.exact import stream_search
 from selection.index.kinds import BY_NAME
 from selection.index.ranking import NEIGHBOURS, neighbour_table
 from selection.index.tune import DEPTHS, effort_for, recall_of
-from selection.store import IndexEntry, Store
+from selection.manifest import IndexEntry
+from selection.store import Store
 
 __all__ = ["NEIGHBOURS", "Searcher", "find_index"]
 

@@ -26,7 +26,6 @@ from threadpoolctl import threadpool_limits
 
 from selection.ngrams import BUCKETS, NgramFeatures, NgramHasher
 from selection.selectors import Pool
-from selection.selectors.ot import all_embeddings
 from selection.selectors.ranked import Ranked, Scored, gumbel
 from selection.tokens import Ragged
 
@@ -119,7 +118,7 @@ class _Ngrams:
 
 class _Embedded:
     def __init__(self, pool: Pool) -> None:
-        self._pool, self._embeddings = pool, all_embeddings(pool, "classifier:features=embeddings")
+        self._pool, self._embeddings = pool, pool.all_embeddings("classifier:features=embeddings")
 
     def task(self) -> npt.NDArray[np.float32]:
         return self._pool.queries

@@ -31,7 +31,6 @@ from selection.index.kinds import BY_NAME
 from selection.index.kmeans import nearest_centroids, spherical_kmeans
 from selection.index.search import find_index
 from selection.selectors import Pool
-from selection.selectors.ot import all_embeddings
 from selection.selectors.ranked import Ranked, Scored
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class ClusterSelector:
         return self._ranked.best(pool.count(k, wanted), lambda: self._scan(pool))
 
     def _scan(self, pool: Pool) -> Iterator[Scored]:
-        embeddings = all_embeddings(pool, self.name)
+        embeddings = pool.all_embeddings(self.name)
         centroids = centroids_for(pool, embeddings, self.clusters)
         blocks = [nearest_centroids(block, centroids, number=NUMBER)[:, 0].astype(np.int32) for block in embeddings]
         clusters = np.concatenate(blocks)

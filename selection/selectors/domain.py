@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.corpus import Corpus
+from selection.drawing import draw
 from selection.errors import InputError
 from selection.selectors import Pool
-from selection.selectors.random import draw
 from selection.selectors.ranked import candidate_table
 
 

@@ -26,11 +26,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.devices import search_devices
+from selection.drawing import draw
 from selection.embedding import Embeddings
-from selection.encoders import STATIC
-from selection.errors import MissingPackageError, NearkinError, StoreError
+from selection.errors import MissingPackageError, NearkinError
 from selection.selectors import Pool
-from selection.selectors.random import draw
 from selection.selectors.ranked import Ranked, Scored
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class OtSelector:
     def candidates(self, pool: Pool, k: int | None, wanted: int) -> pa.Table:
         if not 0 < self.blur < np.inf or min(self.batches, self.batch_size, self.examples) < 1:
             raise NearkinError("ot: blur must be above 0, and batches, batch_size and examples at least 1")
-        embeddings = all_embeddings(pool, self.name)
+        embeddings = pool.all_embeddings(self.name)
         found = self._ranked.best(pool.count(k, wanted), lambda: self._scan(pool, embeddings))
         others = len(embeddings) / max(len(embeddings) - 1, 1)
         scores = (found["score"].to_numpy().astype(np.float64) + self._mean) * others
@@ -190,18 +189,3 @@ def _products(left: Any, right: Any) -> Any:
 
     left_even, right_even = (torch.nn.functional.pad(v, (0, 0, 0, -len(v) % EVEN)) for v in (left, right))
     return (left_even @ right_even.T)[: len(left), : len(right)]
-
-
-def all_embeddings(pool: Pool, method: str) -> Embeddings:
-    """The pool's embeddings, for methods that look at every passage.
-
-    Raises:
-        StoreError: it has only those that a cascade looks at first.
-    """
-    if pool.cascade:
-        model = pool.store.manifest.encoders[pool.slug].model
-        raise StoreError(
-            f"method {method} compares every passage, and a cascade has no full embeddings of most: "
-            f"run `nearkin build {pool.store.path} --encoder {model.removeprefix(STATIC)}`, or use --encoder {model}"
-        )
-    return pool.embeddings

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from selection.cascade import cascade_neighbours
-from selection.choosing import full_encoder, stored_encoder
+from selection.choosing import full_encoder
 from selection.corpus import Corpus
 from selection.devices import check_devices
 from selection.embedding import Embeddings
@@ -26,6 +26,7 @@ from selection.index.search import Searcher
 from selection.models import DEFAULT_ENCODER
 from selection.slugs import open_encoder, slug_held
 from selection.store import Store
+from selection.stored import stored_encoder
 from selection.task import Task
 from selection.task_vectors import encode_task
 
@@ -155,6 +156,21 @@ class Pool:
     def embeddings(self) -> Embeddings:
         """The corpus's vectors, shard by shard."""
         return Embeddings(self.store, self.slug)
+
+    def all_embeddings(self, method: str) -> Embeddings:
+        """The same, for a method that looks at every passage.
+
+        Raises:
+            StoreError: there are only those that a cascade looks at first.
+        """
+        if self.cascade:
+            model = self.store.manifest.encoders[self.slug].model
+            raise StoreError(
+                f"method {method} compares every passage, and a cascade has no full embeddings of most: "
+                f"run `nearkin build {self.store.path} --encoder {model.removeprefix(STATIC)}`, "
+                f"or use --encoder {model}"
+            )
+        return self.embeddings
 
     @cached_property
     def queries(self) -> npt.NDArray[np.float32]:

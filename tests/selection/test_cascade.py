@@ -19,7 +19,7 @@ import selection.cascade_model as model
 from selection.building import build
 from selection.cascade import CascadeReport, Kept, cascade, cascade_neighbours
 from selection.cascade_model import CascadeSearch
-from selection.choosing import full_encoder, stored_encoder
+from selection.choosing import full_encoder
 from selection.embedding import Embeddings
 from selection.encoders import Encoder, load_encoder
 from selection.errors import NearkinError
@@ -28,6 +28,7 @@ from selection.index.ranking import Ids, Scores
 from selection.ingest import CorpusSpec
 from selection.querying import query
 from selection.store import Store
+from selection.stored import stored_encoder
 from selection.task import read_task
 from tests.conftest import Cli
 

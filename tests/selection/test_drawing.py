@@ -7,9 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from selection.index import drawing
-from selection.index.drawing import distinct
-from selection.selectors.random import draw
+from selection import drawing
+from selection.drawing import distinct, draw
 
 
 @pytest.mark.parametrize("count", [1, 500, 1000, 100_000])

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from selection import choosing, embedding, workers
 from selection.building import build
-from selection.choosing import Choice, Wanted, choose_encoder, draw, stored_encoder
+from selection.choosing import Choice, Wanted, choose_encoder, draw
 from selection.devices import gpu_count
 from selection.embedding import Embeddings
 from selection.encoders import EncoderSpec, load_encoder, openvino_engine, transformer
@@ -34,8 +34,10 @@ from selection.encoders.torch_engine import TorchEngine
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import ModelError, NearkinError, StoreError
 from selection.ingest import CorpusSpec
+from selection.manifest import EncoderEntry
 from selection.querying import query
-from selection.store import EncoderEntry, Store
+from selection.store import Store
+from selection.stored import stored_encoder
 from selection.task import read_task
 from selection.tokens import Ragged
 from tests.conftest import Cli
@@ -454,7 +456,7 @@ def test_a_dry_run_decides_no_later_build(
     assert (store / "encoders" / "static-tiny-encoder").is_dir()
     with pytest.raises(StoreError, match="no embeddings yet"):
         query(store, task_folder, 3)
-    monkeypatch.setattr(choosing, "DEFAULT_ENCODER", str(tiny_encoder))
+    monkeypatch.setattr("selection.stored.DEFAULT_ENCODER", str(tiny_encoder))
     assert build(store, dry_run=True).plan.choice.encoder.slug == "tiny-encoder"
     build(store)
     assert list(Store(store).manifest.encoders) == ["tiny-encoder"]

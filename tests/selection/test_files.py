@@ -18,7 +18,8 @@ from selection import files
 from selection import store as module
 from selection.errors import NearkinError
 from selection.files import atomic_folder, atomic_write, sha256_of_file, sweep, write_json
-from selection.store import FileEntry, Store
+from selection.manifest import FileEntry
+from selection.store import Store
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
 

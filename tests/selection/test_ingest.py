@@ -27,7 +27,8 @@ from selection.errors import InputError
 from selection.files import TextFingerprint
 from selection.finding import find_files
 from selection.ingest import CorpusSpec, ingest, new_files, parse_corpus
-from selection.store import CorpusEntry, Store
+from selection.manifest import CorpusEntry
+from selection.store import Store
 from selection.tokens import count_tokens
 
 

@@ -15,9 +15,10 @@ from selection import embedding
 from selection.building import build, verify
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
+from selection.manifest import FileEntry
 from selection.querying import query
 from selection.sharing import embed_share, share_of
-from selection.store import FileEntry, Store
+from selection.store import Store
 from tests.conftest import Cli
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from selection import task_vectors
-from selection.choosing import stored_encoder
 from selection.encoders import Encoder
 from selection.encoders.engine import Tick
 from selection.store import Store
+from selection.stored import stored_encoder
 from selection.task import read_task
 from selection.task_vectors import encode_task
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+SHUFFLE_ROWS = 20_000_000
 MANY = 10_000_000
 FRUGAL, WORTH = 50, 8
 
@@ -25,3 +26,14 @@ def distinct(rng: np.random.Generator, size: int, count: int) -> npt.NDArray[np.
         drawn = np.unique(np.concatenate([drawn, rng.integers(size, size=more)]))
     rng.shuffle(drawn)
     return drawn[:count]
+
+
+def draw(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """`count` of `size` numbers, int64, without replacement, in random order.
+
+    Up to `SHUFFLE_ROWS` the draw is a prefix of one shuffle, so a larger draw holds the smaller one; past that the
+    shuffle would cost memory in step with the corpus, and only the draw itself is made, by `distinct`.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(size)[:count] if size <= SHUFFLE_ROWS else distinct(rng, size, count)
+    return drawn.astype(np.int64)
