@@ -63,7 +63,7 @@ def index(
         plan = plan_index(len(embeddings), embeddings.dim, goal, opened.path, embeddings, examples)
         report(f"index   {plan.line(queries)}")
         if not dry_run:
-            require_space(opened.path, missing_bytes(opened, slug, plan, examples))
+            require_space(opened.path, missing_bytes(opened, slug, plan, examples is not None))
             make_index(opened, slug, goal, plan, examples, report)
     return plan
 

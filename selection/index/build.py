@@ -33,7 +33,6 @@ def build_index(
     slug: str,
     plan: IndexPlan,
     examples: Vectors | None = None,
-    seed: int = 0,
     report: Callable[[str], None] = log.info,
     device: str | None = None,
 ) -> IndexEntry:
@@ -55,14 +54,14 @@ def build_index(
     name = f"{slug}-{plan.kind.name}"
     if plan.kind.name == "stream":
         known = IndexEntry(slug, "stream", embeddings.fingerprint)
-    elif (current := _good_index(store, slug, plan, examples)) is not None:
+    elif (current := _good_index(store, slug, plan, examples is not None)) is not None:
         known = current
     else:
         known = _begun(store, embeddings, slug, plan)
         if known.blocks:
             report(f"        {sum(block.file.rows for block in known.blocks):,} passages are indexed already")
         try:
-            _make(store, known, embeddings, plan, examples, seed, device)
+            _make(store, known, embeddings, plan, examples, device)
         except NearkinError:
             chosen, whole = store.manifest.encoders[slug].settings, sum(b.shards for b in known.blocks)
             missed = whole == embeddings.shards and current_index(store, slug, plan.kind.name) is None
@@ -86,23 +85,26 @@ def build_index(
     return known
 
 
-def missing_bytes(store: Store, slug: str, plan: IndexPlan, examples: Vectors | None = None) -> int:
+def missing_bytes(store: Store, slug: str, plan: IndexPlan, remeasured: bool = False) -> int:
     """What making the index will write: all of it, but for blocks that are there.
+
+    Args:
+        remeasured: whether examples are given, among whom its recall is measured anew.
 
     Raises:
         StoreError: the embeddings are incomplete.
     """
-    if plan.kind.name == "stream" or _good_index(store, slug, plan, examples) is not None:
+    if plan.kind.name == "stream" or _good_index(store, slug, plan, remeasured) is not None:
         return 0
     embeddings = Embeddings(store, slug)
     kept = _begun(store, embeddings, slug, plan).blocks
     return plan.bytes * (embeddings.shards - sum(block.shards for block in kept)) // max(embeddings.shards, 1)
 
 
-def _good_index(store: Store, slug: str, plan: IndexPlan, examples: Vectors | None) -> IndexEntry | None:
+def _good_index(store: Store, slug: str, plan: IndexPlan, remeasured: bool) -> IndexEntry | None:
     """The index that is there, where it is what the plan asks for."""
     known = current_index(store, slug, plan.kind.name)
-    if known is None or known.settings.get("target", 1.0) < plan.recall or examples is not None or _other(known, plan):
+    if known is None or known.settings.get("target", 1.0) < plan.recall or remeasured or _other(known, plan):
         return None
     return known
 
@@ -150,30 +152,29 @@ def _make(
     embeddings: Embeddings,
     plan: IndexPlan,
     examples: Vectors | None,
-    seed: int,
     device: str | None,
 ) -> None:
     with tqdm(total=2 * len(embeddings), unit=" passages", unit_scale=True, disable=None, leave=False) as bar:
         bar.set_description(f"indexing ({plan.kind.name})")
         bar.update(sum(block.file.rows for block in entry.blocks))
-        add_blocks(store, entry, embeddings, lambda: _trained(embeddings, plan, seed), plan.block_bytes, bar.update)
+        add_blocks(store, entry, embeddings, lambda: _trained(embeddings, plan), plan.block_bytes, bar.update)
         release_memory()
         if plan.kind.name == "flat":
             entry.settings = {"recall": 1.0, "target": 1.0}
             return
         bar.set_description("measuring recall")
-        probes = draw_probes(embeddings, examples, seed, bar.update, device)
+        probes = draw_probes(embeddings, examples, bar.update, device)
         blocks = Blocks(store, entry, embeddings)
         entry.settings = tune(plan.kind, blocks, embeddings, probes, plan.recall, entry.encoder)
 
 
-def _trained(embeddings: Embeddings, plan: IndexPlan, seed: int) -> Any:
+def _trained(embeddings: Embeddings, plan: IndexPlan) -> Any:
     """An empty FAISS index, its lists and codes trained on a sample."""
     if not plan.kind.lists:
         return empty_index(load_faiss(), plan.kind, embeddings.dim, None)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     wanted = training_points(len(embeddings), plan.lists)
     sample = embeddings.take(np.sort(distinct(rng, len(embeddings), wanted)))
     rng.shuffle(sample)
-    centroids = spherical_kmeans(sample, plan.lists, seed)
+    centroids = spherical_kmeans(sample, plan.lists)
     return empty_index(load_faiss(), plan.kind, embeddings.dim, centroids, sample)

@@ -46,9 +46,9 @@ class Reach:
         return float(self.visited * (passages / self.sample) ** self.growth)
 
 
-def drawn(embeddings: Embeddings, seed: int = 0) -> Vectors:
+def drawn(embeddings: Embeddings) -> Vectors:
     """Vectors float32 [at most `SAMPLE` + `PROBES`, dim] for a pilot, from all over the corpus, in random order."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     order = rng.permutation(embeddings.shards)
     enough = int(np.searchsorted(np.cumsum(np.diff(embeddings.offsets)[order]), SAMPLE + PROBES)) + 1
     shards = np.sort(order[: max(SHARDS, enough)])
@@ -65,14 +65,11 @@ class Pilot:
         device: where exact neighbours are searched, see `selection.index.exact.exact_search`.
     """
 
-    def __init__(
-        self, vectors: Vectors, examples: Vectors | None = None, seed: int = 0, device: str | None = None
-    ) -> None:
+    def __init__(self, vectors: Vectors, examples: Vectors | None = None, device: str | None = None) -> None:
         groups, self._sample = [vectors[:PROBES]], vectors[PROBES:]
         if examples is not None:
-            rng = np.random.default_rng(seed)
-            groups.append(np.ascontiguousarray(examples[rng.permutation(len(examples))[:PROBES]]))
-        self._seed = seed
+            some = np.random.default_rng(0).permutation(len(examples))[:PROBES]
+            groups.append(np.ascontiguousarray(examples[some]))
         self._sizes = [size for size in (len(self._sample) // 4, len(self._sample)) if size >= FEW_LISTS * LENGTHS[0]]
         self._asked = {
             size: [_probes(queries, self._sample[:size], device) for queries in groups] for size in self._sizes
@@ -86,7 +83,7 @@ class Pilot:
             pool = self._sample[:size]
             for length in LENGTHS:
                 if size // length >= FEW_LISTS:
-                    centroids = spherical_kmeans(pool, size // length, self._seed, iterations=5)
+                    centroids = spherical_kmeans(pool, size // length, iterations=5)
                     ranks = [list_ranks(probes, pool[probes.exact], centroids) for probes in self._asked[size]]
                     found[size, length] = float(max(lists_for(rank, target)[0] for rank in ranks))
         few, many = ({n: found[size, n] for n in LENGTHS if (size, n) in found} for size in (whole // 4, whole))
@@ -107,7 +104,7 @@ class Pilot:
     def _code_ranks(self, kind: Kind, size: int) -> list[Ids]:
         """For each group of queries, where its exact neighbours stand among all passages by their codes, from 1."""
         faiss, pool = load_faiss(), self._sample[:size]
-        centroids = spherical_kmeans(pool, FEW_LISTS, self._seed, iterations=5)
+        centroids = spherical_kmeans(pool, FEW_LISTS, iterations=5)
         index = empty_index(faiss, kind, pool.shape[1], centroids, pool)
         add_to_lists(faiss, index, pool, np.ascontiguousarray(nearest_centroids(pool, centroids)[:, 0]))
         index.nprobe = FEW_LISTS

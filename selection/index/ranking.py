@@ -71,9 +71,9 @@ class Ranking:
         wide[np.repeat(np.arange(len(touched)), counts), self.k + within] = keys
         self._keep(touched, wide)
 
-    def add_rows(self, scores: Scores, ids: Ids, first: int = 0) -> None:
-        """Offers each of the queries from `first` on its own row of passages, [n, any]; id -1 is no passage."""
-        rows = np.arange(first, first + len(scores))
+    def add_rows(self, scores: Scores, ids: Ids) -> None:
+        """Offers each of the queries, from the first on, its own row of passages, [n, any]; id -1 is no passage."""
+        rows = np.arange(len(scores))
         self._keep(rows, np.concatenate([self._keys[rows], to_keys(scores, ids)], axis=1))
 
     def _keep(self, rows: npt.NDArray[np.intp], wide: Keys) -> None:

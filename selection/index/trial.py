@@ -32,6 +32,7 @@ LONG, SHORT = (32, 1024), (256, 128)  # lists and their passages: more than cach
 EMPTY = 1024
 CLUSTERS = 64
 GRAPH = 8192
+TRIAL_MB = 32
 UNTRIED = 2e-9
 
 
@@ -231,12 +232,12 @@ def write_seconds(folder: Path) -> float:
 
 
 @functools.cache
-def _write_seconds(folder: Path, size: int = 32 << 20) -> float:
+def _write_seconds(folder: Path) -> float:
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".trial", suffix=ASIDE) as file:
         begun = time.perf_counter()
-        file.write(os.urandom(1 << 20) * (size >> 20))
+        file.write(os.urandom(1 << 20) * TRIAL_MB)
         file.flush()
         os.fsync(file.fileno())
         sha256_of_file(Path(file.name))
-        return (time.perf_counter() - begun) / size
+        return (time.perf_counter() - begun) / (TRIAL_MB << 20)
     return UNTRIED

@@ -49,7 +49,6 @@ class Probes:
 def draw_probes(
     embeddings: Embeddings,
     extra: Vectors | None,
-    seed: int,
     tick: Callable[[int], object],
     device: str | None = None,
 ) -> Probes:
@@ -58,7 +57,7 @@ def draw_probes(
     Args:
         device: where these are searched, see `selection.index.exact.stream_search`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     own = rng.choice(len(embeddings), min(PROBES, len(embeddings)), replace=False)
     queries = embeddings.take(own)
     if extra is not None:
@@ -127,13 +126,13 @@ def tune(
     """
     groups = [g for g in (probes.of(probes.own >= 0), probes.of(probes.own < 0)) if len(g.queries)]
     fit, held = ([_half(group, half) for group in groups] for half in (0, 1))
-    settings: dict[str, Any] = {"target": target, "probes": len(probes.queries), "effort": {"0": 0}, "rerank": 1}
+    settings: dict[str, Any] = {"target": target, "probes": len(probes.queries)}
     if blocks.centroids is not None:
         lists = share_of_lists(kind, target)
         ranks = [_ranks(group, embeddings, blocks.centroids) for group in fit]
         settings["effort"] = {str(k): max(lists_for(r[:, :k], lists)[0] for r in ranks) for k in DEPTHS}
         settings["curve"] = lists_for(ranks[0][:, :AT], target)[1]
-    elif kind.name == "hnsw":
+    else:
         settings["effort"] = {str(k): _search_effort(blocks, fit, k, target) for k in DEPTHS}
     settings["rerank"] = _rerank(kind, blocks, fit, settings, target, name)
     for _ in range(HARDER):

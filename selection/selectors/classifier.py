@@ -85,10 +85,10 @@ def trained(task: Any, corpus: Any) -> Any:
         return LogisticRegression(C=1.0, class_weight="balanced", max_iter=200).fit(both, labels)
 
 
-def ngram_rows(ngrams: Ragged, buckets: int = BUCKETS) -> sp.csr_matrix:
-    """Texts as rows float32 [texts, buckets]: log(1 + count) of each bucket, scaled to unit length."""
+def ngram_rows(ngrams: Ragged) -> sp.csr_matrix:
+    """Texts as rows float32 [texts, `BUCKETS`]: log(1 + count) of each bucket, scaled to unit length."""
     ones = np.ones(len(ngrams.values), dtype=np.float32)
-    rows = sp.csr_matrix((ones, ngrams.values.astype(np.int32), ngrams.offsets), shape=(len(ngrams), buckets))
+    rows = sp.csr_matrix((ones, ngrams.values.astype(np.int32), ngrams.offsets), shape=(len(ngrams), BUCKETS))
     rows.sum_duplicates()
     np.log1p(rows.data, out=rows.data)
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
