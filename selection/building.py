@@ -15,17 +15,17 @@ from selection.choosing import Choice, Wanted, check_wanted, choose_encoder
 from selection.devices import check_devices, first_device
 from selection.embedding import EmbeddingPlan, Embeddings, embed, forget_old, plan_embedding
 from selection.encoders import STATIC, cascade_model
+from selection.encoders.recall import MIN_RECALL
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
 from selection.index import load_faiss
-from selection.index.blocks import UNFINISHED
 from selection.index.build import missing_bytes
 from selection.index.plan import IndexPlan, IndexWanted, plan_index
 from selection.indexing import make_index
 from selection.ingest import CorpusSpec, ingest, new_files
 from selection.manifest import CorpusEntry
 from selection.memory import peak_memory, release_memory
-from selection.slugs import build_flags, check_version
+from selection.slugs import check_version
 from selection.store import Store
 from selection.stored import by_slug, drop_untaken, remember_tried
 from selection.unfinished import LEFT
@@ -45,6 +45,7 @@ class BuildPlan:
     Attributes:
         corpora: what was ingested.
         choice: the encoder, with the mean tokens of a passage and the seconds that a trial predicts.
+        settings: the encoder's, where the store has it.
         embedding: what is to be embedded, and what is there already.
         index: which index.
         disk_bytes: new bytes on disk.
@@ -132,7 +133,7 @@ def build(
     prompt: str | None = None,
     index: IndexWanted | str | None = None,
     device: str | None = None,
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     max_seconds: float | None = None,
     dry_run: bool = False,
     report: Callable[[str], None] = log.info,
@@ -177,60 +178,45 @@ def build(
     goal = index if isinstance(index, IndexWanted) else IndexWanted(index or KEPT, min_recall)
     if goal.kind not in (KEPT, "auto", "stream"):
         load_faiss()
-    existed = Path(store).exists()
-    opened = Store(store, create=True)
-    seconds = {}
-    mine = finished = False
-    try:
-        with opened.lock():
-            mine = not existed  # and not of another build that began a moment before
-            answers = _answers(opened)
-            opened.take_pending()
-            if not answers:  # nobody's neighbours would be disturbed
-                opened.settle()
-            _check_named(opened, corpora)
-            wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt))
-            wanted = replace(wanted, trying=dry_run)
-            check_wanted(opened, wanted)
-            start = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with _writing(Path(store)) as (opened, answers):
+        if not answers:  # nobody's neighbours would be disturbed
+            opened.settle()
+        _check_named(opened, corpora)
+        wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, min_recall, max_seconds, prompt))
+        wanted = replace(wanted, trying=dry_run)
+        check_wanted(opened, wanted)
+        with _timed(seconds, "ingest"):
             _ingest_all(opened, corpora)
-            seconds["ingest"] = time.perf_counter() - start
-            start = time.perf_counter()
+        with _timed(seconds, "encoder"):
             choice = choose_encoder(opened, wanted, report)
             release_memory()  # what ingestion and the encoders that were not chosen have left
-            seconds["encoder"] = time.perf_counter() - start
-            chosen = choice.encoder
-            if encoder is None:
-                check_version(opened, chosen)
-            if model is not None:
-                opened.manifest.encoders[chosen.slug].settings["cascade"] = full
-            if goal.kind == KEPT:
-                entry = opened.manifest.encoders.get(chosen.slug)
-                goal = replace(goal, kind=entry.settings.get("index", "auto") if entry else "auto")
-            plan = plan_build(opened, choice, goal, first_device(device))
-            for line in plan.lines():
-                report(line)
-            finished = True
-            if dry_run:
-                remember_tried(opened, chosen)
-                return BuildResult(plan, False, seconds)
-            drop_untaken(opened, chosen.slug)
-            require_space(opened.path, plan.disk_bytes)
-            start = time.perf_counter()
+        chosen = choice.encoder
+        if encoder is None:
+            check_version(opened, chosen)
+        if model is not None:
+            opened.manifest.encoders[chosen.slug].settings["cascade"] = full
+        if goal.kind == KEPT:
+            entry = opened.manifest.encoders.get(chosen.slug)
+            goal = replace(goal, kind=entry.settings.get("index", "auto") if entry else "auto")
+        plan = plan_build(opened, choice, goal, first_device(device))
+        for line in plan.lines():
+            report(line)
+        if dry_run:
+            remember_tried(opened, chosen)
+            return BuildResult(plan, False, seconds)
+        drop_untaken(opened, chosen.slug)
+        require_space(opened.path, plan.disk_bytes)
+        with _timed(seconds, "embed"):
             embed(opened, chosen, work_of(device, chosen))
             Embeddings(opened, chosen.slug)  # all are there
             opened.settle()
             opened.save()
             opened.clear_corpora()
             forget_old(opened, chosen.slug)
-            seconds["embed"] = time.perf_counter() - start
-            start = time.perf_counter()
+        with _timed(seconds, "index"):
             make_index(opened, chosen.slug, goal, plan.index, report=report, device=first_device(device))
-            seconds["index"] = time.perf_counter() - start
-        return BuildResult(plan, True, seconds, peak_memory())
-    finally:
-        if not finished and mine:
-            _forget(Path(store))
+    return BuildResult(plan, True, seconds, peak_memory())
 
 
 def collect(
@@ -244,27 +230,43 @@ def collect(
     Raises:
         NearkinError: anything the user can put right.
     """
-    existed = Path(store).exists()
-    opened = Store(store, create=True)
-    mine = False
-    try:
-        with opened.lock():
-            mine = not existed
-            answered = _answers(opened)
-            opened.take_pending()
-            opened.settle()
-            _check_named(opened, corpora)
-            _ingest_all(opened, corpora)
-            opened.save()
-            opened.clear_corpora()
-            if answered and not _answers(opened):
-                log.warning("neighbours are found again once `nearkin build %s` has embedded what is new", store)
-    finally:
-        if mine:
-            _forget(Path(store))
+    with _writing(Path(store)) as (opened, answered):
+        opened.settle()
+        _check_named(opened, corpora)
+        _ingest_all(opened, corpora)
+        opened.save()
+        opened.clear_corpora()
+        if answered and not _answers(opened):
+            log.warning("neighbours are found again once `nearkin build %s` has embedded what is new", store)
     for corpus in opened.manifest.corpora:
         report(corpus_line(corpus))
     return opened.manifest.corpora
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[tuple[Store, bool]]:
+    """Yields the store, locked, as builds see it, and whether neighbours could be asked of it so far.
+
+    One that is made for this is removed again where it fails before the store holds anything.
+    """
+    existed, mine = path.exists(), False
+    store = Store(path, create=True)
+    try:
+        with store.lock():
+            mine = not existed  # and not of another build that began a moment before
+            answered = _answers(store)
+            store.take_pending()
+            yield store, answered
+    finally:
+        if mine:
+            _forget(path)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - begun
 
 
 def _answers(store: Store) -> bool:
@@ -339,51 +341,3 @@ def _working_bytes(store: Store, embedding: EmbeddingPlan, dim: int) -> int:
     shards = [corpus.shards[position] for position in embedding.todo]
     rows, text = max(s.rows for s in shards), max(s.text_bytes for s in shards)
     return 3 * (3 * text + rows * dim * 6)
-
-
-def verify(store: Path | str) -> Iterator[tuple[str, str | None]]:
-    """Reads every file of a store again, and compares each stage with the one before it.
-
-    Yields:
-        (file or stage, None) where it is whole and current, (file or stage, what is wrong and the command that
-        repairs it) where not.
-
-    Raises:
-        StoreError: no store, or its manifest is damaged.
-    """
-    opened = Store(store)
-    settled = list(opened.manifest.corpora)
-    opened.take_pending()
-    several = len(opened.manifest.encoders) > 1
-    wanted = opened.corpus.fingerprints
-    files = {file.path: file for corpus in [*settled, *opened.manifest.corpora] for file in corpus.in_use}
-    for file in files.values():
-        good = opened.is_whole(file, reread=True)
-        yield file.path, None if good else f"changed or missing: `nearkin build {store}` reads it again"
-    for slug, entry in opened.manifest.encoders.items():
-        if entry.settings.get("tried"):
-            continue  # by a dry run; no build has taken it
-        rebuild = f"`nearkin build {store}{build_flags(entry) if several else ''}`"
-        for file in entry.files:
-            good = opened.is_whole(file, reread=True)
-            yield file.path, None if good else f"damaged or missing: {rebuild} fits it again and embeds all anew"
-        for file in entry.shards.values():
-            good = opened.is_whole(file, reread=True)
-            yield file.path, None if good else f"damaged or missing: {rebuild} embeds it again"
-        missing = len(wanted - set(entry.shards))
-        if missing:
-            yield f"embeddings/{slug}", f"{missing} shards are not embedded yet: {rebuild} goes on"
-            continue
-        indexes = [i for n, i in opened.manifest.indexes.items() if i.encoder == slug and not n.endswith(UNFINISHED)]
-        reindex = f"`nearkin index {store}{f' --encoder {slug}' if several else ''}`"
-        if not indexes and entry.settings.get("index", "stream") != "stream":
-            yield f"index/{slug}", f"there is no index: {reindex} makes it"
-        for index_entry in indexes:
-            again = f"{reindex[:-1]} --kind {index_entry.kind}`"
-            if index_entry.embeddings != Embeddings(opened, slug).fingerprint or not index_entry.settings:
-                yield f"index/{slug}-{index_entry.kind}", f"older than the embeddings: {again} brings it up to date"
-                continue
-            for block in index_entry.blocks:
-                good = opened.is_whole(block.file, reread=True)
-                yield block.file.path, None if good else f"damaged or missing: {again} makes it again"
-    opened.save_checked()

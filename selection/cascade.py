@@ -36,6 +36,7 @@ from selection.cascade_model import Audit, Blocks, CascadeSearch, Encoded, Float
 from selection.devices import first_device
 from selection.embedding import Embeddings
 from selection.encoders import Encoder
+from selection.encoders.recall import MIN_RECALL
 from selection.errors import NearkinError, StoreError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids, Scores
@@ -135,7 +136,7 @@ def cascade_neighbours(
     cheap_encoder: Encoder,
     task_texts: pa.ChunkedArray,
     k: int,
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     report: Report = log.info,
     seed: int = 0,
     device: str | None = None,
@@ -180,7 +181,7 @@ def cascade(
     cheap: Floats,
     vectors: Encoded,
     k: int,
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     report: Report = log.info,
     seed: int = 0,
     device: str | None = None,

@@ -28,7 +28,7 @@ from selection.encoders import (
     openvino_engine,
     static_encoder,
 )
-from selection.encoders.recall import NEIGHBOURS, neighbour_recall
+from selection.encoders.recall import MIN_RECALL, NEIGHBOURS, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline, on_gpu
 from selection.errors import ModelError, StoreError
 from selection.files import atomic_folder
@@ -55,6 +55,7 @@ STATIC_PASSAGES = 16_384
 SAMPLED_SHARDS = 16
 FIT_FROM = 256
 FITTING_SECONDS = 120.0
+FASTER = 0.95  # of the seconds, from which on a trial is believed to show a difference
 LASTING = ("auto", "cascade", "cascade_engine", "index", "tried")  # what an entry says that no fitting changes
 
 
@@ -75,7 +76,7 @@ class Wanted:
     precision: str | None = None
     max_tokens: int | None = None
     device: str | None = None
-    min_recall: float = 0.95
+    min_recall: float = MIN_RECALL
     max_seconds: float | None = None
     prompt: str | None = None
     trying: bool = False
@@ -292,7 +293,7 @@ class _Chooser:
         if exact.seconds is None:
             return exact
         rounded = self._fastest(replace(spec, precision="bf16"))
-        return rounded if rounded.seconds is not None and rounded.seconds < 0.95 * exact.seconds else exact
+        return rounded if rounded.seconds is not None and rounded.seconds < FASTER * exact.seconds else exact
 
     def _kept(self, spec: EncoderSpec) -> Any:
         return atomic_folder(self.store.path / "encoders" / spec.slug, overwrite=True)
@@ -332,7 +333,7 @@ class _Chooser:
         except ModelError as error:  # a device that knows no bfloat16
             self.report(f"bf16    {error}")
             half = exact
-        if half.seconds is not None and half.seconds < 0.95 * exact.seconds:
+        if half.seconds is not None and half.seconds < FASTER * exact.seconds:
             sample = self._sample(TRIAL_PASSAGES)
             recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), NEIGHBOURS)
             if recall >= self.wanted.min_recall:

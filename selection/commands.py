@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selection.encoders import PRECISIONS, STATIC, cascade_model
+from selection.encoders.recall import MIN_RECALL
 from selection.gate import NEAR
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 from selection.terminal import plain
 
-MIN_RECALL, QUERIES = 0.95, 10_000
+QUERIES = 10_000
 
 if TYPE_CHECKING:
     from selection.querying import Answer
@@ -122,7 +123,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         type=share,
         default=MIN_RECALL,
         help="the least share of exact neighbours that int8, auto and an approximate index must each keep, measured on "
-        "the corpus (default: 0.95)",
+        "the corpus (default: %(default)s)",
     )
     parser.add_argument(
         "--max-seconds",
@@ -186,8 +187,9 @@ def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "--min-recall",
         metavar="R",
         type=share,
-        default=0.95,
-        help="the least share of exact neighbours that it must find, measured on queries held back (default: 0.95)",
+        default=MIN_RECALL,
+        help="the least share of exact neighbours that it must find, measured on queries held back "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--max-seconds", metavar="S", type=positive, help="for making it and answering --queries examples"
@@ -604,7 +606,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from selection.building import verify
+    from selection.verifying import verify
 
     files = bad = 0
     for name, problem in verify(args.store):

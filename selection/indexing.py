@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selection.embedding import Embeddings
+from selection.encoders.recall import MIN_RECALL
 from selection.files import require_space
 from selection.index import load_faiss
 from selection.index.build import build_index, missing_bytes
@@ -31,7 +32,7 @@ def index(
     kind: str = "auto",
     *,
     encoder: str | None = None,
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     max_memory: int | None = None,
     max_seconds: float | None = None,
     queries: int = QUERIES,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 BLOCK = 1024
 NEIGHBOURS = 50
+MIN_RECALL = 0.95  # what is promised where nothing else is asked for, by encoders, indexes and cascades alike
 
 
 def worth(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) -> dict[str, float | int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from selection.corpus import SHARD_ROWS
 from selection.embedding import Embeddings
+from selection.encoders.recall import MIN_RECALL
 from selection.errors import NearkinError
 from selection.index import trial
 from selection.index.blocks import AT, BLOCK_BYTES, CANDIDATES_HELD, in_batch
@@ -50,7 +51,7 @@ class IndexWanted:
     """
 
     kind: str = "auto"
-    min_recall: float = 0.95
+    min_recall: float = MIN_RECALL
     max_memory: int | None = None
     max_seconds: float | None = None
     queries: int = QUERIES

@@ -18,6 +18,7 @@ from selection.corpus import Corpus
 from selection.devices import check_devices
 from selection.embedding import Embeddings
 from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
+from selection.encoders.recall import MIN_RECALL
 from selection.errors import NearkinError, StoreError
 from selection.index.kinds import BY_NAME
 from selection.index.plan import memory_of_machine
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 BLOCK_PAIRS, STREAM_PAIRS = 8_000_000, 64_000_000
 PAIR_SHARE = 400  # bytes of the machine's memory for a pair that is searched at once, which takes some 50
-PROMISED = 0.95
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Pool:
         index: the kind of index; None is the one in use.
         index_used: the kind that a method searched, or asked for centroids; None while none did.
         centroids: whose ``cluster`` took: a kind of index, or ``k-means``.
-        min_recall: what a cascade promises; None is `PROMISED`.
+        min_recall: what a cascade promises; None is `MIN_RECALL`.
         report: told what a method plans and finds.
         everything: whether there is no budget.
         seconds: what its encoding of the task (``encode``) took; `assemble` adds other stages.
@@ -123,7 +123,7 @@ class Pool:
     @property
     def promised(self) -> float:
         """The share of the full encoder's neighbours that a cascade promises."""
-        return PROMISED if self.min_recall is None else self.min_recall
+        return MIN_RECALL if self.min_recall is None else self.min_recall
 
     def tell_unused(self) -> None:
         """Warns of what was asked for and had no say in what a method did."""

@@ -23,7 +23,7 @@ import torch
 
 from selection import building, embedding
 from selection.augmentation import select
-from selection.building import build, collect, verify
+from selection.building import build, collect
 from selection.embedding import Embeddings
 from selection.encoders import load_encoder
 from selection.encoders.transformer import TransformerEncoder
@@ -34,6 +34,7 @@ from selection.models import resolve_model
 from selection.querying import query
 from selection.store import Store
 from selection.vector_files import read_vectors
+from selection.verifying import verify
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from selection.building import build, verify
+from selection.building import build
 from selection.doctor import doctor
 from selection.embedding import Embeddings
 from selection.errors import MissingPackageError, NearkinError, StoreError
@@ -36,6 +36,7 @@ from selection.selectors.pool import Pool
 from selection.store import Store
 from selection.task import read_task
 from selection.task_vectors import encode_task
+from selection.verifying import verify
 
 
 def brute_force(

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selection import embedding
-from selection.building import build, verify
+from selection.building import build
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec
 from selection.manifest import FileEntry
 from selection.querying import query
 from selection.sharing import embed_share, share_of
 from selection.store import Store
+from selection.verifying import verify
 from tests.conftest import Cli
 
 

@@ -19,10 +19,11 @@ import pytest
 
 from selection import convert, unfinished
 from selection import corpus as module
-from selection.building import build, collect, verify
+from selection.building import build, collect
 from selection.errors import InputError
 from selection.ingest import CorpusSpec
 from selection.store import Store
+from selection.verifying import verify
 from selection.where import Filter
 
 KINDS = ("parquet", "one file", "where", "jsonl", "chunk")
