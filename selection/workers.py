@@ -62,7 +62,8 @@ def embed_elsewhere(
     Raises:
         NearkinError: a process died or could not begin, or none encoded anything for half an hour.
     """
-    if not jobs:
+    if len(jobs) < 2:  # done before a process has begun
+        embed_here(store, encoder, jobs, bar, finished)
         return
     context = multiprocessing.get_context("spawn")
     names, made, failed = context.SimpleQueue(), context.SimpleQueue(), context.SimpleQueue()

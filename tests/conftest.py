@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not os.environ.get("NEARKIN_TEST_GPU"):  # else what is tested would depend on the machine; read when CUDA starts
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several, builds would embed in other processes
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads that wait for each other cost most of both
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

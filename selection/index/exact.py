@@ -89,16 +89,19 @@ def exact_search(
 
 @contextlib.contextmanager
 def _full_sums() -> Iterator[None]:
-    """CUDA may else add up parts of a float16 product in float16, which the bound does not know of."""
+    """CUDA may else add up parts of a product in the format of its factors, which the bound does not know of."""
     import torch
 
     settings = torch.backends.cuda.matmul
-    before = settings.allow_fp16_reduced_precision_reduction
-    settings.allow_fp16_reduced_precision_reduction = False
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = {name: getattr(settings, name) for name in names}
     try:
+        for name in names:
+            setattr(settings, name, False)
         yield
     finally:
-        settings.allow_fp16_reduced_precision_reduction = before
+        for name, value in before.items():
+            setattr(settings, name, value)
 
 
 def stream_search(
@@ -112,10 +115,11 @@ def stream_search(
 
     Args:
         device: one, or several with commas between them, who share the shards; None or ``auto`` is every CUDA GPU, else
-            the CPU.
+            the CPU, and the CPU for a handful of queries, which is done before a GPU has been given the corpus.
     """
     devices = search_devices(device)
-    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and devices == ["cpu"] and _half_is_exact():
+    on_cpu = devices == ["cpu"] or device in (None, "auto")
+    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and on_cpu and _half_is_exact():
         return _few_search(embeddings, queries, k)
     many = len(embeddings) >= SAMPLE_FROM
     sample = embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if many else None

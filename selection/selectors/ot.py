@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from selection.devices import search_devices
+from selection.devices import search_devices, suit_cuda
 from selection.drawing import draw
 from selection.embedding import Embeddings
 from selection.errors import MissingPackageError, NearkinError
@@ -65,6 +65,7 @@ class OtSelector:
         if not 0 < self.blur < np.inf or min(self.batches, self.batch_size, self.examples) < 1:
             raise NearkinError("ot: blur must be above 0, and batches, batch_size and examples at least 1")
         embeddings = pool.all_embeddings(self.name)
+        suit_cuda()  # what products lose there to other formats is divided by blur
         found = self._ranked.best(pool.count(k, wanted), lambda: self._scan(pool, embeddings))
         others = len(embeddings) / max(len(embeddings) - 1, 1)
         scores = (found["score"].to_numpy().astype(np.float64) + self._mean) * others

@@ -605,8 +605,9 @@ def test_processes_write_what_one_would(
         entry.model, entry.shards = str(tmp_path / "gone"), {}
         store.save()
         encoder = load_encoder(str(tiny_encoder), device="cpu")
+        jobs = [(number, two / f"part-{number:05d}.arrow") for number in range(2)]
         with pytest.raises(NearkinError, match=r"a process cannot begin: cpu: .*gone"):
-            workers.embed_elsewhere(store, encoder, [(0, two / "part-00000.arrow")], tqdm(disable=True), print, ["cpu"])
+            workers.embed_elsewhere(store, encoder, jobs, tqdm(disable=True), print, ["cpu"])
 
 
 @pytest.mark.slow
@@ -615,7 +616,8 @@ def test_a_script_need_not_guard_its_main(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from selection.building import build\nfrom selection.ingest import CorpusSpec\n"
+        "from selection import corpus\nfrom selection.building import build\nfrom selection.ingest import CorpusSpec\n"
+        "corpus.SHARD_ROWS = 32\n"
         f"build({str(tmp_path / 'store')!r}, [CorpusSpec('docs', {str(corpus_file)!r})], "
         f"encoder={str(tiny_encoder)!r}, device='cpu,cpu')\nprint('once')\n"
     )
