@@ -27,7 +27,7 @@ from tqdm import tqdm
 from selection.choosing import Wanted, check_wanted, choose_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
-from selection.encoders import cascade_model, same_model
+from selection.encoders import Encoder, cascade_model, same_model
 from selection.errors import NearkinError, StoreError
 from selection.files import require_space
 from selection.manifest import FileEntry
@@ -102,34 +102,9 @@ def embed_share(
     wanted = by_slug(opened, Wanted(encoder, precision, max_tokens, device, prompt=prompt))
     if wanted.any_encoder and opened.manifest.dry_run in opened.manifest.encoders:
         wanted = by_slug(opened, replace(wanted, encoder=opened.manifest.dry_run))
-    check_wanted(opened, wanted)
-    spec = named_spec(opened, wanted)
-    check_slug(opened, spec.slug, spec.model)
-    seconds = None
-    if spec.is_fitted:
-        entry = opened.manifest.encoders.get(spec.slug)
-        if entry is None or not entry.files:
-            raise StoreError(
-                f"{spec.slug} is fitted to the corpus, by one machine for all: "
-                f"`nearkin build {opened.path} --encoder … --dry-run` does that first"
-            )
-        if (spec.prompt, True) != (entry.prompt, same_model(entry.model, spec.model)):
-            raise StoreError(f"{spec.slug} was fitted with another model or prompt:{build_flags(entry)} names it")
-        chosen = stored_encoder(opened, spec.slug, device)
-        check_same(opened, spec.slug, chosen)
-    else:
-        choice = choose_encoder(opened, wanted, report)
-        chosen, seconds = choice.encoder, choice.seconds
-        if encoder is None:
-            check_version(opened, chosen)
+    chosen, seconds = _encoder_of(opened, wanted, encoder is None, report)
     plan = plan_embedding(opened, chosen.slug, chosen.fingerprint)
-    shards = opened.corpus.shards
-    # Of what the store has not taken in: the same for every share until a build does, and no tail for the last of them.
-    entry = opened.manifest.encoders.get(chosen.slug)
-    there = entry.shards if entry is not None and entry.fingerprint == chosen.fingerprint else {}
-    missing = [at for at, shard in enumerate(shards) if shard.text not in there]
-    run = share_of([shards[at].text_bytes for at in missing], number, of)
-    mine = {missing[place] for place in run}
+    shards, mine = opened.corpus.shards, _mine(opened, chosen, number, of)
     todo = [at for at in plan.todo if at in mine]
     rows = sum(shards[at].rows for at in todo)
     about = "" if seconds is None else f", about {human_seconds(seconds * rows / max(plan.passages, 1))}"
@@ -146,3 +121,41 @@ def embed_share(
     reused = sum(shards[at].rows for at in mine) - rows
     build = f"nearkin build {opened.path}{build_flags(chosen)}"
     return ShareResult(rows, reused, time.perf_counter() - begun, build)
+
+
+def _encoder_of(
+    store: Store, wanted: Wanted, unnamed: bool, report: Callable[[str], None]
+) -> tuple[Encoder, float | None]:
+    """The encoder that all shares take, and the seconds that a trial predicts for all passages, where one was made."""
+    check_wanted(store, wanted)
+    spec = named_spec(store, wanted)
+    check_slug(store, spec.slug, spec.model)
+    if spec.is_fitted:
+        entry = store.manifest.encoders.get(spec.slug)
+        if entry is None or not entry.files:
+            raise StoreError(
+                f"{spec.slug} is fitted to the corpus, by one machine for all: "
+                f"`nearkin build {store.path} --encoder … --dry-run` does that first"
+            )
+        if (spec.prompt, True) != (entry.prompt, same_model(entry.model, spec.model)):
+            raise StoreError(f"{spec.slug} was fitted with another model or prompt:{build_flags(entry)} names it")
+        chosen = stored_encoder(store, spec.slug, wanted.device)
+        check_same(store, spec.slug, chosen)
+        return chosen, None
+    choice = choose_encoder(store, wanted, report)
+    if unnamed:
+        check_version(store, choice.encoder)
+    return choice.encoder, choice.seconds
+
+
+def _mine(store: Store, encoder: Encoder, number: int, of: int) -> set[int]:
+    """Positions of a share's shards, of those that the store has not taken in.
+
+    They are the same for every share until a build takes some in, and there is no tail for the last of them.
+    """
+    entry = store.manifest.encoders.get(encoder.slug)
+    there = entry.shards if entry is not None and entry.fingerprint == encoder.fingerprint else {}
+    shards = store.corpus.shards
+    missing = [at for at, shard in enumerate(shards) if shard.text not in there]
+    run = share_of([shards[at].text_bytes for at in missing], number, of)
+    return {missing[place] for place in run}
