@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.buffers import one
 from selection.columnar import ColumnarFile, open_columnar
 from selection.errors import InputError, StoreError
 from selection.files import TextFingerprint
@@ -170,11 +171,11 @@ def passages(
     """
     made: dict[str, pa.Array] = {}
     if "text" in columns:
-        made["text"] = _one(text_column(batch, text, Path(path)))
+        made["text"] = one(text_column(batch, text, Path(path)))
     if "id" in columns:
         made["id"] = pc.binary_join_element_wise(source, pa.array(rows).cast(pa.string()), ":")
         if "id" in batch.schema.names:
-            made["id"] = pc.coalesce(_one(_id_column(batch, path)), made["id"])
+            made["id"] = pc.coalesce(one(_id_column(batch, path)), made["id"])
     if "source" in columns:
         made["source"] = pa.repeat(pa.scalar(source, pa.string()), len(rows))
     return pa.RecordBatch.from_arrays([made[c] for c in columns], schema=pa.schema([PASSAGE.field(c) for c in columns]))
@@ -186,10 +187,6 @@ def _id_column(batch: pa.RecordBatch | pa.Table, path: str | Path) -> pa.Array |
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         kind = batch.schema.field("id").type
         raise InputError(f"{path}: column 'id' holds {kind}, which cannot be written as text; rename it") from error
-
-
-def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _open(path: Path) -> ColumnarFile:

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
+from selection.buffers import text_buffers
 from selection.errors import DISK_FULL, NearkinError, explain_os_error
 from selection.wording import human_bytes
 
@@ -291,13 +292,9 @@ class TextFingerprint:
 
     def update(self, texts: pa.Array | pa.ChunkedArray) -> None:
         for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
-            if len(chunk) == 0:
-                continue
-            chunk = chunk.cast(pa.large_string())
-            offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-            self._lengths.update(np.diff(offsets).astype("<i8").tobytes())
-            if (data := chunk.buffers()[2]) is not None:
-                self._bytes.update(memoryview(data)[offsets[0] : offsets[-1]])
+            raw, bounds = text_buffers(chunk.cast(pa.large_string()))
+            self._lengths.update(np.diff(bounds).astype("<i8").tobytes())
+            self._bytes.update(raw.data)
 
     def value(self) -> str:
         return hashlib.sha256(self._lengths.digest() + self._bytes.digest()).hexdigest()

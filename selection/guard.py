@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.buffers import one
 from selection.hashes import Hashes, Seen, text_hashes
 from selection.reading import read_table, texts_of
 from selection.task import Task
@@ -26,9 +27,7 @@ PRIORITY = ("test", "dev", "train", "excluded")
 
 def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     """The form in which texts are compared; a text without any letter or digit is compared as it is, trimmed."""
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks()
-    folded = pc.utf8_lower(pc.utf8_normalize(texts.cast(pa.large_string()), "NFKC"))
+    folded = pc.utf8_lower(pc.utf8_normalize(one(texts).cast(pa.large_string()), "NFKC"))
     words = pc.utf8_trim(pc.replace_substring_regex(folded, NOT_WORD, " "), " ")
     return pc.if_else(pc.equal(words, ""), pc.utf8_trim_whitespace(folded), words)
 

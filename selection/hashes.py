@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.buffers import one, text_buffers
 from selection.runs import runs
 from selection.tokens import Ragged, split_words
 
@@ -42,8 +43,7 @@ _UNSPACED_FROM = 0xE0  # the least first byte of any of their characters in UTF-
 
 def spaced(normalised: pa.Array) -> pa.Array:
     """Texts (large_string [n]) with spaces around each character of a script that has none between words."""
-    ends = np.frombuffer(normalised.buffers()[1], np.int64)[normalised.offset : normalised.offset + len(normalised) + 1]
-    raw = np.frombuffer(normalised.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    raw, _ = text_buffers(normalised)
     if len(raw) == 0 or raw.max() < _UNSPACED_FROM:
         return normalised
     return pc.utf8_ltrim(pc.replace_substring_regex(normalised, UNSPACED, r" \1 "), " ")
@@ -66,10 +66,8 @@ def hash_each(words: pa.Array, spaces: bool = False) -> Hashes:
     Args:
         spaces: whether white space counts; else what stands behind a word is not part of it.
     """
-    ends = np.frombuffer(words.buffers()[1], np.int64)[words.offset : words.offset + len(words) + 1]
+    raw, ends = text_buffers(words)
     sums = np.zeros(len(words), np.uint64)
-    raw = np.frombuffer(words.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
-    ends = ends - ends[0]
     lengths = np.diff(ends)
     filled = np.flatnonzero(lengths)
     starts = ends[filled]
@@ -105,8 +103,7 @@ def ngram_hashes(words: Ragged, n: int) -> Ragged:
 
 def flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One large_string array without nulls."""
-    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    return pc.fill_null(texts.cast(pa.large_string()), "")
+    return pc.fill_null(one(texts).cast(pa.large_string()), "")
 
 
 def slices(texts: pa.Array) -> Iterator[slice]:

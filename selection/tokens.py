@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
+from selection.buffers import one, text_buffers
 from selection.errors import ModelError
 from selection.models import quiet_libraries, resolve_model
 
@@ -262,14 +263,7 @@ def find_words(
         The texts' bytes, one text behind the other; where each word begins, and the end; where each text begins, and
         the end: int64.
     """
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks()
-    texts = texts.cast(pa.large_string())
-    _, ends, data = texts.buffers()
-    bounds = np.frombuffer(ends, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    low, high = int(bounds[0]), int(bounds[-1])
-    raw = np.frombuffer(data, np.uint8)[low:high] if high > low else np.empty(0, np.uint8)
-    bounds = bounds - low
+    raw, bounds = text_buffers(one(texts).cast(pa.large_string()))
     space = _SPACE[raw]
     begins = np.empty(len(raw), dtype=bool)
     begins[:1] = True

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selection.buffers import text_buffers
 from selection.tokens import Ragged, Words, split_words
 
 WORD = r"\b\w\w+\b"
@@ -75,7 +76,7 @@ class Vocabulary:
         trimmed = pc.utf8_rtrim(stretches.cast(pa.large_string()), " \t\n\r")
         empty, line_end = (pa.scalar(text, pa.large_string()) for text in ("", "\n"))
         joined = pc.binary_join_element_wise(trimmed, empty, line_end)  # the last one stands between the other two
-        text = bytes(joined.buffers()[2] or b"").decode()
+        text = text_buffers(joined)[0].tobytes().decode()
         found = self._find(text.lower() if self._lower else text)
         numbers = self._numbers
         if grow:
