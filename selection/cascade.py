@@ -45,6 +45,7 @@ from selection.slugs import check_same
 from selection.store import Store
 from selection.stored import remember_engine
 from selection.task_vectors import encode_by
+from selection.vector_files import column_vectors, vector_column
 from selection.wording import human_seconds
 
 log = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ class Kept:
             return
         batch, about = kept
         shard, row = (batch.column(number).to_numpy() for number in (0, 1))
-        vectors = batch.column(2).flatten().to_numpy(zero_copy_only=True).reshape(-1, self._encoder.dim)
+        vectors = column_vectors(batch.column(2), self._encoder.dim)
         places = [self._places.get(text, []) for text in json.loads(about["shards"])]
         if not any(places):
             del kept, batch, vectors
@@ -329,8 +330,7 @@ class Kept:
         of = np.searchsorted(self._corpus.offsets, ids, "right") - 1
         shards, which = np.unique(of, return_inverse=True)
         row = ids - self._corpus.offsets[of]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        arrays = [pa.array(which.astype(np.int32)), pa.array(row.astype(np.int32)), column]
+        arrays = [pa.array(which.astype(np.int32)), pa.array(row.astype(np.int32)), vector_column(vectors)]
         batch = pa.RecordBatch.from_arrays(arrays, ["shard", "row", "vector"])
         texts = [self._corpus.shards[number].text[:MARK] for number in shards]
         path = self.folder / f"part-{self._next:05d}.arrow"

@@ -25,6 +25,7 @@ from selection.slugs import check_same
 from selection.store import Store
 from selection.stored import stored_encoder
 from selection.task import Task
+from selection.vector_files import column_vectors, vector_column
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,7 @@ def _path(store: Store, slug: str, texts: pa.ChunkedArray) -> Path:
 
 
 def _write(path: Path, vectors: Vectors, encoder: str) -> None:
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    write_kept(path, pa.RecordBatch.from_arrays([column], ["embedding"]), {"encoder": encoder})
+    write_kept(path, pa.RecordBatch.from_arrays([vector_column(vectors)], ["embedding"]), {"encoder": encoder})
 
 
 def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
@@ -109,5 +109,5 @@ def _read(path: Path, rows: int, dim: int, encoder: str) -> Vectors | None:
         kept = read_kept(path)
     if kept is None or kept[1] != {"encoder": encoder}:
         return None
-    vectors: Vectors = kept[0].column(0).flatten().to_numpy().reshape(rows, dim)
-    return vectors
+    vectors = column_vectors(kept[0].column(0), dim)
+    return vectors if len(vectors) == rows else None

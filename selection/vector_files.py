@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,19 @@ import pyarrow as pa
 from selection.errors import StoreError
 
 
+def vector_column(vectors: npt.NDArray[np.floating]) -> pa.Array:
+    """Vectors [rows, dim] as a column ``FixedSizeList[dim]``, without a copy where they lie in one piece."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def column_vectors(column: pa.Array, dim: int) -> npt.NDArray[Any]:
+    """Such a column as an array [rows, dim], without a copy."""
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(-1, dim)
+
+
 def write_vectors(path: Path, vectors: npt.NDArray[np.float16], text: str, encoder: str) -> None:
     """Writes one embedding file, float16 [rows, dim], with the fingerprints of its text and encoder."""
-    dim = vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+    column = vector_column(vectors)
     schema = pa.schema(
         [pa.field("embedding", column.type, nullable=False)], metadata={"text": text, "encoder": encoder}
     )
@@ -34,8 +44,7 @@ def read_vectors(path: Path, text: str, encoder: str, dim: int, remedy: str) -> 
         raise StoreError(f"{path} is damaged: {remedy}") from error
     if batch.schema.metadata != {b"text": text.encode(), b"encoder": encoder.encode()}:
         raise StoreError(f"{path} was made from another text or encoder: {remedy}")
-    values = batch.column(0).flatten().to_numpy(zero_copy_only=True)
-    return np.asarray(values).reshape(-1, dim)
+    return column_vectors(batch.column(0), dim)
 
 
 def made_of(path: Path) -> tuple[str, str] | None:
