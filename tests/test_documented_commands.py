@@ -15,9 +15,10 @@ from nearkin import parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "log.md")]  # which is history
+SCRIPTS = sorted((ROOT / "docs").glob("*.sh"))
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`nearkin ([^`]+)`")
-COMMAND = re.compile(r"^ *nearkin (.+)$", re.MULTILINE)
+COMMAND = re.compile(r"^ *(?:step [a-z-]+ |show )?nearkin (.+)$", re.MULTILINE)
 TOOK = re.compile(r" {4,}\d+ s\b.*")  # what a command took, behind it
 
 
@@ -50,6 +51,13 @@ def assert_taken(root: argparse.ArgumentParser, lines: list[list[str]], capsys: 
             root.parse_args(words)
         except SystemExit:
             pytest.fail(f"nearkin {shlex.join(words)}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_commands_of_a_script(script: Path, root: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = list(commands(script.read_text(encoding="utf-8")))
+    assert lines
+    assert_taken(root, lines, capsys)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
