@@ -305,8 +305,10 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
         entry = ingest(store, spec)
         known = [c.name for c in store.manifest.corpora]
         if name in known:
-            before = {shard.text for shard in store.manifest.corpora[known.index(name)].shards}
-            if gone := len(before - {shard.text for shard in entry.shards}):
+            old = store.manifest.corpora[known.index(name)]
+            before = {shard.text for shard in old.shards}
+            gone = len(before - {shard.text for shard in entry.shards})
+            if gone and entry.sources[: len(old.sources)] != old.sources:  # else the last one has only gained text
                 log.warning(
                     "corpus %s is not what it was: the text of %d of its %d shards has changed", name, gone, len(before)
                 )

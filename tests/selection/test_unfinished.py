@@ -142,14 +142,16 @@ def test_of_a_corpus_that_gains_files_only_those_are_read(kind: str, passages: p
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("kind", ["where", "chunk", "lines"])
 def test_a_store_that_answers_has_all_passages_once_files_came(
-    kind: str, passages: pa.Table, tiny_encoder: Path, tmp_path: Path
+    kind: str, passages: pa.Table, tiny_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = corpus(passages, tmp_path / "files", kind)
     last = max((tmp_path / "files").iterdir())
     last.rename(tmp_path / last.name)
     build(tmp_path / "store", [spec], encoder=str(tiny_encoder))
     (tmp_path / last.name).rename(last)
+    caplog.clear()
     build(tmp_path / "store")
+    assert [record.getMessage() for record in caplog.records if "changed" in record.getMessage()] == []
     build(tmp_path / "whole", [spec], encoder=str(tiny_encoder))
     one, other = Store(tmp_path / "store"), Store(tmp_path / "whole")
     assert one.corpus.take(np.arange(len(one.corpus))).equals(other.corpus.take(np.arange(len(other.corpus))))
