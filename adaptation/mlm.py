@@ -367,10 +367,18 @@ class _Run:
         losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
         state = trainer.state
         result = AdaptResult(
-            self.out, losses, bool(self.new_head), self.counts["train"], len(self.pieces), self.split_texts,
-            state.global_step, int(state.num_input_tokens_seen), taken, int(state.num_input_tokens_seen) - before,
-            time.monotonic() - started,
-        )  # fmt: skip
+            out=self.out,
+            held_out_loss=losses,
+            new_head=bool(self.new_head),
+            texts=self.counts["train"],
+            pieces=len(self.pieces),
+            split_texts=self.split_texts,
+            steps=state.global_step,
+            tokens_seen=int(state.num_input_tokens_seen),
+            training_seconds=taken,
+            training_tokens=int(state.num_input_tokens_seen) - before,
+            seconds=time.monotonic() - started,
+        )
         if self.processes.is_main_process:
             self._write(result, overwrite)
         self.processes.wait_for_everyone()
