@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "3"  # raised where a step comes to give another result for the same inputs
 LOSS_DOCUMENTS = 1000
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Step(ABC):
@@ -60,7 +58,7 @@ class Step(ABC):
         """What else shapes the result: settings, and keys of other steps; plain values."""
 
     @abstractmethod
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         """Makes the result; goes on where an earlier call was stopped."""
 
     def make(self, cache: Path) -> None:
@@ -144,14 +142,14 @@ class SelectStep(Step):
         found: Any = find_selector(self.method)
         return cast("Selector", replace(found, file=self.method_file))
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         from selection.augmentation import select
 
         with _store_or_empty(self.store) as store:
             select(
                 store, self.task, self.folder(cache), self.how(), self.budget, exclude=self.exclude, near=self.near,
                 encoder=self.encoder if self.file is None else None, seed=self.seed, guarded=self.guarded,
-                overwrite=True, report=say,
+                overwrite=True,
             )  # fmt: skip
 
 
@@ -203,12 +201,12 @@ class AdaptStep(Step):
     def location(self, cache: Path) -> str:
         return str(self.folder(cache))
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         texts = [*([self.task] if self.task else []), *(chosen.folder(cache) for chosen in self.sets)]
         mlm.adapt(
             self.before.location(cache), texts, self.folder(cache), settings=self.settings, held_out=self.held_out,
             joint=self.task if self.joint else None, guarded=all(chosen.guarded for chosen in self.sets),
-            overwrite=True, say=say,
+            overwrite=True,
         )  # fmt: skip
 
 
@@ -230,7 +228,7 @@ class LossStep(Step):
     def shape(self) -> dict[str, Any]:
         return {"before": self.before.key, "max_tokens": self.max_tokens, "seed": self.seed}
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         from adaptation.domain_loss import domain_losses
         from adaptation.loading import NoMaskedLMError
 
@@ -238,10 +236,10 @@ class LossStep(Step):
         try:
             (loss,) = domain_losses(
                 self.before.location(cache), [("dev", str(self.task / "dev.jsonl"))], documents=LOSS_DOCUMENTS,
-                max_tokens=self.max_tokens, seed=self.seed, say=say,
+                max_tokens=self.max_tokens, seed=self.seed, say=logger.info,
             )  # fmt: skip
         except NoMaskedLMError as error:
-            say(str(error))
+            logger.info("%s", error)
             loss = None
         write_json(self.folder(cache) / self.result, {"loss": loss, "documents": LOSS_DOCUMENTS})
 
@@ -282,8 +280,8 @@ class FinetuneStep(Step):
             found[f"{split}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return found
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         # Its key is the folder's name, so what lies there under another identity came of a model that was made anew.
         finetuning.finetune(
-            self.before.location(cache), self.task, self.folder(cache), settings=self.settings, overwrite=True, say=say
+            self.before.location(cache), self.task, self.folder(cache), settings=self.settings, overwrite=True
         )
