@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -71,39 +72,39 @@ class Finetuning:
         """The model's tokenizer without the truncation that encoding left on it."""
         return load_tokenizer(self._folder)
 
-    def train(self, seed: int, scratch: Path) -> tuple[Any, SeedResult, npt.NDArray[np.int64]]:
+    def train(self, seed: int) -> tuple[Any, SeedResult, npt.NDArray[np.int64]]:
         """Trains with `seed`; returns the classifier at its best dev epoch, its result, its classes of test examples.
 
         Args:
             seed: draws new layers, order and dropout.
-            scratch: folder that Trainer may use; nothing is kept there.
         """
         started, epoch = time.monotonic(), Epoch()
         set_seed(seed)
         model = load_classifier(self._folder, self._task.labels, self._settings.dropout)
         renew_head(model, seed)
-        best = BestEpoch(self, seed)
-        trainer = SteadyTrainer(
-            model=model,
-            args=training_arguments(
-                scratch,
-                steps=self.steps * self.epochs,
-                num_train_epochs=self.epochs,
-                bf16=self.bf16,
-                seed=seed,
-                learning_rate=self._settings.learning_rate,
-                per_device_train_batch_size=self.per_device,
-            ),
-            compute_loss_func=mean_over_step(summed_loss),
-            train_dataset=Pieces(self.splits["train"]),
-            data_collator=self.collate,
-            lengths=self.lengths,
-            order_seed=seed,
-            epoch=epoch,
-            batches=ShuffledBatches,
-            callbacks=[best],
-        )
-        trainer.train()
+        best = BestEpoch(self, seed, self._settings.patience)
+        with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:  # which Trainer asks for; nothing is kept there
+            trainer = SteadyTrainer(
+                model=model,
+                args=training_arguments(
+                    Path(scratch),
+                    steps=self.steps * self.epochs,
+                    num_train_epochs=self.epochs,
+                    bf16=self.bf16,
+                    seed=seed,
+                    learning_rate=self._settings.learning_rate,
+                    per_device_train_batch_size=self.per_device,
+                ),
+                compute_loss_func=mean_over_step(summed_loss),
+                train_dataset=Pieces(self.splits["train"]),
+                data_collator=self.collate,
+                lengths=self.lengths,
+                order_seed=seed,
+                epoch=epoch,
+                batches=ShuffledBatches,
+                callbacks=[best],
+            )
+            trainer.train()
         model.load_state_dict(best.weights)
         predicted = self.predict(model, "test")
         test = self.score(predicted, "test")
@@ -150,9 +151,8 @@ class BestEpoch(TrainerCallback):  # type: ignore[misc]
     more than a small task's epoch does.
     """
 
-    def __init__(self, run: Finetuning, seed: int) -> None:
-        self._run, self._seed = run, seed
-        self._patience = run._settings.patience
+    def __init__(self, run: Finetuning, seed: int, patience: int) -> None:
+        self._run, self._seed, self._patience = run, seed, patience
         self.dev, self.epoch, self.epochs = -1.0, 0, 0
         self.weights: dict[str, torch.Tensor] = {}
 

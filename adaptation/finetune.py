@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -206,18 +205,18 @@ def _finetune(
         | {"epochs": run.epochs, "metric": metric, "bf16": run.bf16, "max_tokens": run.max_tokens},
         "batch": {"processes": processes().num_processes, "each": run.per_device},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-        for seed in left:
-            classifier, done[seed], predicted = run.train(seed, Path(scratch))
-            if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
-                with atomic_folder(out / "model", overwrite=True) as place, full_disk_told(out / "model"):
-                    classifier.save_pretrained(place)
-                    run.fresh_tokenizer().save_pretrained(place)
-            if run.is_main_process:
-                if stale and len(done) == 1 and not settings.keep_model:
-                    shutil.rmtree(out / "model", ignore_errors=True)
-                _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
-                write_json(out / RESULT_FILE, header | _record(result))
+    for seed in left:
+        classifier, done[seed], predicted = run.train(seed)
+        if not run.is_main_process:
+            continue
+        if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()):
+            with atomic_folder(out / "model", overwrite=True) as place, full_disk_told(out / "model"):
+                classifier.save_pretrained(place)
+                run.fresh_tokenizer().save_pretrained(place)
+        if stale and len(done) == 1 and not settings.keep_model:
+            shutil.rmtree(out / "model", ignore_errors=True)
+        _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
+        write_json(out / RESULT_FILE, header | _record(result))
     return result
 
 

@@ -299,8 +299,8 @@ class _Grid:
         settled = self._settled() if step.settings.bf16 == AUTO else None
         bf16 = use_bf16(step.settings.bf16) if settled is None else settled
         tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
-        with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result, predicted = tuning.train(seed, Path(scratch))
+        with repeatable():
+            _, result, predicted = tuning.train(seed)
         found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test, "bf16": tuning.bf16}
         known = {"finetune_s": result.seconds, "best_epoch": result.best_epoch}
         return {**found, **known, "predicted": [task.labels[number] for number in predicted.tolist()]}

@@ -197,8 +197,8 @@ def _finetuning(what: Training, way: str, start: Path, seed: int) -> Row:
             epochs=what.epochs, patience=what.epochs, learning_rate=what.rate, max_tokens=what.max_tokens
         )
         run = Finetuning(start, task, settings, metric, use_bf16(_bf16(way)), lambda line: None)
-        with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result, _ = run.train(seed, Path(scratch))
+        with repeatable():
+            _, result, _ = run.train(seed)
         score, seconds = result.test, result.seconds
     return {"tokens": None, "seconds": seconds, "tokens_s": None, "result": score}
 

@@ -148,8 +148,6 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task
     stepped: list[torch.Tensor] = []
 
     class Run:
-        _settings = FinetuneSettings(patience=2)
-
         def predict(self, model, split):
             return split
 
@@ -164,7 +162,7 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task
         should_training_stop = False
 
     layer, control = torch.nn.Linear(1, 1), Control()
-    best = BestEpoch(Run(), 0)
+    best = BestEpoch(Run(), 0, patience=2)
     while not control.should_training_stop:
         with torch.no_grad():
             layer.weight.add_(1)
