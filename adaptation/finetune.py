@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -153,7 +152,6 @@ def finetune(
             loss that is not a number.
     """
     settings, out = settings or FinetuneSettings(), Path(out)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
     from adaptation.loading import transformer_folder
     from adaptation.training import alone_at, repeatable

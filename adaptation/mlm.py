@@ -174,8 +174,6 @@ def adapt(
     started = time.monotonic()
     settings, out = settings or AdaptSettings(), Path(os.path.abspath(out))  # noqa: PTH100
     check_replaceable(out, overwrite, RESULT_FILE)
-    # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
     from adaptation.training import alone_at, repeatable
 

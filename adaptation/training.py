@@ -388,6 +388,8 @@ def repeatable() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
+    # cuBLAS reads it when CUDA starts; without it the same run gives other bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic
     was = torch.are_deterministic_algorithms_enabled()
     filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False  # a kernel a tensor
