@@ -95,12 +95,13 @@ def frontier(
         The grid's rows: ``grid`` (all of the recipe but tasks and phases, and what model and store hold, as JSON),
         ``key``, ``data`` (fingerprint of the task's texts and labels), ``task``, ``phase``,
         ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it),
-        ``predicted`` (labels of the test examples, in file order);
+        ``best_epoch`` (from 1), ``predicted`` (labels of the test examples, in file order);
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
         ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
         ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
         (nats, on the task's dev texts); ``finetune_s``; ``sets`` (their folders in the cache, by commas);
-        ``model``, ``preset``, ``settings`` (JSON), ``commit``, ``command``.
+        ``model``, ``preset``, ``budget`` (tokens of each set, None where none are named), ``settings`` (JSON),
+        ``commit``, ``command``.
 
     Raises:
         NearkinError: see `adaptation.run.run`; another process writes to `out`.
@@ -350,12 +351,12 @@ def _commit() -> str:
     return said[1] if Path(said[0]).resolve() == tree.resolve() else ""
 
 
-def scores(rows: Sequence[Row], phase: str, split: str = "test") -> dict[str, dict[int, float]]:
-    """F1 of a phase by task and seed, as `benchmarks.significance.gain` takes it."""
+def scores(rows: Sequence[Row], phase: str) -> dict[str, dict[int, float]]:
+    """Test F1 of a phase by task and seed, as `benchmarks.significance.gain` takes it."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["phase"] == phase:
-            found.setdefault(row["task"], {})[row["seed"]] = row[split]
+            found.setdefault(row["task"], {})[row["seed"]] = row["test"]
     return found
 
 
@@ -377,15 +378,14 @@ def _summed(rows: Sequence[Row], task: str, phase: str) -> Row:
     tests = scores(mine, phase)
     means = [float(np.mean(list(by_seed.values()))) for by_seed in tests.values()]
     spread = [float(np.std(list(by_seed.values()), ddof=1)) for by_seed in tests.values() if len(by_seed) > 1]
-    over = {name: gain(tests, scores(rows, other)) for name, other in (("none", "none"), ("random", "RAND-TAPT"))}
     row: Row = {
         "task": task, "phase": phase, "seeds": len({row["seed"] for row in mine}),
         "f1": float(np.mean(means)) if means else None, "sd": float(np.mean(spread)) if spread else None,
     }  # fmt: skip
-    for name, difference in over.items():
-        same = phase == {"none": "none", "random": "RAND-TAPT"}[name]
-        row[f"over_{name}"] = None if difference is None or same else difference.mean
-        row[f"p_{name}"] = None if difference is None or same else difference.p
+    for name, other in (("none", "none"), ("random", "RAND-TAPT")):
+        over = gain(tests, scores(rows, other)) if phase != other else None
+        row[f"over_{name}"] = None if over is None else over.mean
+        row[f"p_{name}"] = None if over is None else over.p
     for name in ("embed_s", "first_s", "again_s", "tokens", "pretrain_s", "loss"):
         row[name] = mean_over_tasks(mine, name)
     return row

@@ -74,10 +74,10 @@ def search(
 
     Returns:
         One row a path and size asked for, whenever it was measured:
-        ``path``, ``passages``, ``queries``, ``k``, ``build_s``, ``search_s``, ``total_s``,
-        ``queries_s``, ``ratio`` (FAISS's flat total over this one's), ``mb`` of the index, ``memory_mb`` (peak of the
-        process), ``recall_10``, ``recall_k``, ``gflops`` of exact paths, ``predicted_build_s``, ``predicted_search_s``,
-        ``predicted_mb``, ``one_query_ms`` (warm).
+        ``task``, ``encoder``, ``path``, ``passages``, ``queries``, ``k``, ``min_recall``, ``build_s``, ``search_s``,
+        ``total_s``, ``queries_s``, ``ratio`` (FAISS's flat total over this one's), ``mb`` of the index, ``memory_mb``
+        (peak of the process), ``recall_10``, ``recall_k``, ``gflops`` of exact paths, ``predicted_build_s``,
+        ``predicted_search_s``, ``predicted_mb``, ``one_query_ms`` (warm).
     """
     opened, examples = Store(store), read_task(task)
     slug = open_encoder(opened, encoder)

@@ -69,9 +69,10 @@ def training(
         say: told each run.
 
     Returns:
-        One row a run: ``part``, ``way``, ``task``, ``model``, ``max_tokens``, ``seed``, ``steps`` and ``epochs`` (of
-        the part that has them), ``tokens`` (None in finetuning), ``seconds``, ``tokens_s``, ``result`` (held-out loss
-        in nats, or test F1 in per cent), ``memory_mb`` (peak).
+        One row a run: ``part``, ``way``, ``seed``, of `Training` ``task``, ``model``, ``texts``, ``max_tokens``,
+        ``batch``, ``mlm_rate``, ``rate``, ``steps`` and ``epochs`` (of the part that has them); ``tokens`` (None in
+        finetuning), ``seconds``, ``tokens_s``, ``result`` (held-out loss in nats, or test F1 in per cent),
+        ``memory_mb`` (peak).
     """
     rows = read_rows(out)
     same = {"task": what.task.name, "model": what.model, "max_tokens": what.max_tokens, "batch": what.batch}
