@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from adaptation.finetune import FinetuneSettings
 from adaptation.loading import load_classifier, load_masked_lm, load_tokenizer
+from adaptation.mlm import AdaptSettings
 from adaptation.tasks import LabelledTask, metric_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Speed:
     step: float
 
 
-def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str, most: int = 32) -> Speed:
+def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str, most: int) -> Speed:
     """How fast a copy of the model is trained on `texts` as a masked LM; nothing is kept.
 
     Args:
@@ -44,21 +44,16 @@ def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str,
     """
     import torch
 
-    from adaptation.masking import Epoch, Masker, Pieces
+    from adaptation.masking import Epoch, Masker, passing_pieces
     from adaptation.precision import use_bf16
-    from adaptation.texts import lengths_of, open_pieces, tokenise
     from adaptation.training import MaskedRows, masked_loss, processes
 
     network, _ = load_masked_lm(folder)
     rounded = use_bf16(bf16)
     tokenizer, device = load_tokenizer(folder, masks=True), processes().device
     network.to(device).train()
-    masker, rows = Masker.of(tokenizer, 0.15, 0, Epoch()), MaskedRows(network)
-    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-        file = Path(scratch) / "pieces.arrow"
-        tokenise(texts, tokenizer, limit, False, file)
-        data = open_pieces(file)
-        lengths, pieces = lengths_of(data), Pieces(data)
+    masker, rows = Masker.of(tokenizer, AdaptSettings.mlm_probability, 0, Epoch()), MaskedRows(network)
+    with passing_pieces(texts, tokenizer, limit) as pieces:
 
         def loss_of(chosen: list[int]) -> torch.Tensor:
             inputs = {name: tensor.to(device) for name, tensor in masker(pieces.__getitems__(chosen)).items()}
@@ -67,7 +62,7 @@ def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str,
                 return masked_loss(network(**inputs).logits, labels)
 
         # Rows of like length stand together in training too; spread over all lengths they are the text's mean.
-        return _speed(network, loss_of, lengths, np.argsort(lengths, kind="stable"), most)
+        return _speed(network, loss_of, pieces.lengths, np.argsort(pieces.lengths, kind="stable"), most)
 
 
 def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSettings) -> Speed:
