@@ -105,6 +105,17 @@ class AdaptSettings:
         if self.head_warmup_steps < 0:
             raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
 
+    @staticmethod
+    def unshaping(joint: bool, held_out_file: bool) -> set[str]:
+        """Names of the settings that change no result.
+
+        Args:
+            joint: a task is learnt along.
+            held_out_file: a file of texts to measure on is given.
+        """
+        names = {"checkpoint_minutes"} if joint else {"checkpoint_minutes", "task_batch", "task_weight"}
+        return names | {"held_out"} if held_out_file else names
+
 
 @dataclass(frozen=True)
 class AdaptResult:
@@ -253,8 +264,7 @@ class _Run:
         return found
 
     def _identity(self, text: TrainingText) -> str:
-        unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
-        unshaping |= {"held_out"} if self.held_out_file else set()
+        unshaping = AdaptSettings.unshaping(self.task is not None, self.held_out_file is not None)
         unshaping |= {"epochs"} if self.settings.max_steps else set()
         unshaping |= set() if self.new_head else {"head_warmup_steps", "head_learning_rate"}
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}

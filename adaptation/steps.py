@@ -189,11 +189,8 @@ class AdaptStep(Step):
     result: ClassVar[str] = mlm.RESULT_FILE
 
     def shape(self) -> dict[str, Any]:
-        settings = {**asdict(self.settings), "checkpoint_minutes": None}
-        if not self.joint:
-            settings |= {"task_batch": None, "task_weight": None}
-        if self.held_out is not None:
-            settings["held_out"] = None
+        unshaping = AdaptSettings.unshaping(self.joint, self.held_out is not None)
+        settings = asdict(self.settings) | dict.fromkeys(unshaping)
         sets = [chosen.key for chosen in self.sets]
         joint = {"joint": True} if self.joint else {}
         return {"before": self.before.key, "task": self.task is not None, "sets": sets, "settings": settings, **joint}
