@@ -214,7 +214,7 @@ def _finetune(
         if stale and len(done) == 1 and not settings.keep_model:
             shutil.rmtree(out / "model", ignore_errors=True)
         _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
-        write_json(out / RESULT_FILE, header | _record(result))
+        write_json(out / RESULT_FILE, header | figures(result) | {"versions": versions()})
     return result
 
 
@@ -276,16 +276,16 @@ def _kept_model(out: Path) -> bool:
         return False
 
 
-def _record(result: FinetuneResult) -> dict[str, Any]:
+def figures(result: FinetuneResult) -> dict[str, Any]:
+    """What ``results.json`` says of a result: each seed by its number as text, and means and deviations by split."""
     seeds = sorted(result.by_seed.items())
-    record: dict[str, Any] = {
+    found: dict[str, Any] = {
         "metric": result.metric,
         "best_epoch": {str(seed): r.best_epoch for seed, r in seeds},
         "seconds": round(sum(r.seconds for _, r in seeds), 3),
         "seeds": {str(seed): asdict(r) for seed, r in seeds},
-        "versions": versions(),
     }
     for split in ("dev", "test"):
-        record[split] = {str(seed): getattr(r, split) for seed, r in seeds}
-        record[f"{split}_mean"], record[f"{split}_std"] = result.mean(split), result.std(split)
-    return record
+        found[split] = {str(seed): getattr(r, split) for seed, r in seeds}
+        found[f"{split}_mean"], found[f"{split}_std"] = result.mean(split), result.std(split)
+    return found

@@ -21,11 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
-
 from adaptation import finetune as finetuning
 from adaptation import mlm
-from adaptation.finetune import FinetuneSettings
+from adaptation.finetune import FinetuneResult, FinetuneSettings, SeedResult
 from adaptation.mlm import AdaptSettings
 from selection.files import fingerprint, locked, sweep, write_json
 from selection.filling import Budget
@@ -264,18 +262,11 @@ class FinetuneStep(Step):
         return sum(int(seed) < self.settings.seeds for seed in super().record(cache)["seeds"])
 
     def record(self, cache: Path) -> dict[str, Any]:
-        """Of the seeds asked for: ``metric``, ``seconds``, and by split ``dev``, ``test``, ``*_mean``, ``*_std``."""
+        """The figures of the seeds asked for, see `adaptation.finetune.figures`."""
         whole = super().record(cache)
-        seeds = {seed: row for seed, row in whole["seeds"].items() if int(seed) < self.settings.seeds}
-        found: dict[str, Any] = {
-            "metric": whole["metric"], "seconds": round(sum(row["seconds"] for row in seeds.values()), 3)
-        }  # fmt: skip
-        for split in ("dev", "test"):
-            values = [row[split] for row in seeds.values()]
-            found[split] = {seed: row[split] for seed, row in seeds.items()}
-            found[f"{split}_mean"] = float(np.mean(values))
-            found[f"{split}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return found
+        wanted = {int(seed): row for seed, row in whole["seeds"].items() if int(seed) < self.settings.seeds}
+        by_seed = {seed: SeedResult(**row) for seed, row in wanted.items()}
+        return finetuning.figures(FinetuneResult(self.folder(cache), whole["metric"], by_seed))
 
     def run(self, cache: Path) -> None:
         # Its key is the folder's name, so what lies there under another identity came of a model that was made anew.
