@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptation import run_commands
-from adaptation.data_commands import register_data
+from adaptation import data_commands, run_commands
 from adaptation.finetune import FinetuneSettings
 from adaptation.mlm import AdaptSettings
-from selection.commands import add_command, positive, seed
+from selection.commands import add_command, positive, say, seed
 from selection.wording import human_seconds
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from selection.commands import Subparsers
 
 ADAPT = """\
 Continue masked-LM training of a model on task text, an augmentation set, or any text, and write the adapted model.
@@ -63,7 +61,7 @@ def register(subparsers: Subparsers) -> None:
     _register_adapt(subparsers)
     _register_finetune(subparsers)
     _register_overlap(subparsers)
-    register_data(subparsers, _say)
+    data_commands.register(subparsers)
     run_commands.register(subparsers)
 
 
@@ -203,9 +201,9 @@ def run_adapt(options: argparse.Namespace) -> int:
         held_out=options.held_out,
         joint=options.joint_task,
         overwrite=options.overwrite,
-        say=_say,
+        say=say,
     )
-    _say(f"{result.steps} steps, {result.tokens_seen} tokens seen, {human_seconds(result.seconds)}")
+    say(f"{result.steps} steps, {result.tokens_seen} tokens seen, {human_seconds(result.seconds)}")
     return 0
 
 
@@ -225,14 +223,12 @@ def run_finetune(options: argparse.Namespace) -> int:
         bf16=options.bf16,
         keep_model=options.keep_model,
     )
-    result = finetune(
-        options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=_say
-    )
+    result = finetune(options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=say)
     for split in ("dev", "test"):
         std = result.std(split)
         spread = f" ({std:.2f})" if std is not None else ""
-        _say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
-    _say(f"written to {result.out / RESULT_FILE}")
+        say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
+    say(f"written to {result.out / RESULT_FILE}")
     return 0
 
 
@@ -264,9 +260,3 @@ def run_overlap(options: argparse.Namespace) -> int:
     if options.plot:
         save_heatmap(found, options.plot)
     return 0
-
-
-def _say(sentence: str) -> None:
-    # Under `accelerate launch` or torchrun every process runs the command; one of them speaks.
-    if os.environ.get("RANK", "0") == "0":
-        print(sentence, flush=True)

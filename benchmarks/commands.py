@@ -16,13 +16,14 @@ from selection.models import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from benchmarks.results import Row
+    from selection.commands import Subparsers
 
 COMPILED = "compiled"
 PATHS = ("exact", "bf16", COMPILED, "int8", "static")
 PARTS = ("masked LM", "finetuning")
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(commands: Subparsers) -> None:
     """Adds this floor's commands."""
     demo = add_command(
         commands,
@@ -55,7 +56,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_memory(benches)
 
 
-def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_throughput(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "throughput",
@@ -85,7 +86,7 @@ def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentPa
     _shared(parser)
 
 
-def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_search(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "search",
@@ -121,7 +122,7 @@ def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser
     _shared(parser)
 
 
-def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_cascade(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "cascade",
@@ -152,7 +153,7 @@ def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
-def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_selectors(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "selectors",
@@ -177,7 +178,7 @@ def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
-def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_training(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "training",
@@ -200,7 +201,7 @@ def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
-def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_frontier(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "frontier",
@@ -239,7 +240,7 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
 
 
-def _register_chunking(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_chunking(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "chunking",
@@ -260,7 +261,7 @@ def _register_chunking(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
-def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_memory(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "memory",
@@ -278,7 +279,7 @@ def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
-def _register_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_report(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "report",
