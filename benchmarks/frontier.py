@@ -10,12 +10,10 @@ one recipe; a cell that an earlier grid in the file has in common with it is cop
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from adaptation.prediction import Predictor
 from adaptation.recipe import USUAL_K, Recipe
 from adaptation.steps import FORMAT, FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
+from benchmarks.processes import alone
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
 from benchmarks.significance import gain
@@ -264,8 +263,7 @@ class _Grid:
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
             target = Path(scratch) / "set"
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(time_selection, store.path, step.task, step.how(), target, options).result()
+            found = alone(time_selection, store.path, step.task, step.how(), target, options)
         # A cascade encodes what it needs within the selection.
         needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
         return {

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -27,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.commands import COMPILED, PATHS
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder, spec_of
 from selection.devices import check_devices, search_devices, suit_cuda
@@ -278,13 +277,10 @@ class _Bench:
 
     def memory(self, name: str) -> float | None:
         """Peak MB of a process that does nothing but load this path and run it once over the sample."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            arguments = (name, self.scratch, self.encoder, self.device)
-            peak = pool.submit(_alone, *arguments).result()
-        return None if peak is None else peak / 1e6
+        return megabytes(alone(_peak, name, self.scratch, self.encoder, self.device))
 
 
-def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
+def _peak(name: str, scratch: Path, encoder: str, device: str) -> int | None:
     """One path in this process; returns its peak memory in bytes."""
     quiet_libraries()
     if name.startswith("nearkin, "):

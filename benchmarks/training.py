@@ -7,15 +7,14 @@ run. Rows are written as they come, and what is in the file is not measured agai
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.commands import PARTS
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.memory import peak_memory
 
@@ -89,8 +88,7 @@ def training(
                 for way in ways:
                     if (part, way, seed) in done:
                         continue
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        row = pool.submit(_alone, what, part, way, start, seed).result()
+                    row = alone(_measured, what, part, way, start, seed)
                     rows.append({**known[part], "way": way, "seed": seed, **row})
                     say(f"{part}, seed {seed}: {way} {row['seconds']:.1f} s, {row['result']:.3f}")
                     write_rows(rows, out)
@@ -141,13 +139,13 @@ def _start(model: str, folder: Path) -> None:
     load_tokenizer(source).save_pretrained(folder)
 
 
-def _alone(what: Training, part: str, way: str, start: Path, seed: int) -> Row:
+def _measured(what: Training, part: str, way: str, start: Path, seed: int) -> Row:
     """One run in this process."""
     from selection.models import quiet_libraries
 
     quiet_libraries()
     measure = _masked_lm if part == PARTS[0] else _finetuning
-    return {**measure(what, way, start, seed), "memory_mb": (peak_memory() or 0) / 1e6 or None}
+    return {**measure(what, way, start, seed), "memory_mb": megabytes(peak_memory())}
 
 
 def _masked_lm(what: Training, way: str, start: Path, seed: int) -> Row:
