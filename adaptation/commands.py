@@ -120,7 +120,7 @@ def _register_adapt(subparsers: Subparsers) -> None:
         help="of the task's loss against the masked LM's (default %(default)s)",
     )  # fmt: skip
     add("--keep-order", action="store_true", help="train in the order of the texts (a set's --order curriculum)")
-    _shared(add)
+    _add_bf16(add)
     add("--seed", type=seed, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
     add("--overwrite", action="store_true", help="replace DIR where it exists")
 
@@ -149,11 +149,11 @@ def _register_finetune(subparsers: Subparsers) -> None:
     )
     add("--metric", choices=("macro", "micro"), help="F1 average (default: the task card's, else macro)")
     add("--keep-model", action="store_true", help="write the classifier of the best dev seed to DIR/model")
-    _shared(add)
+    _add_bf16(add)
     add("--overwrite", action="store_true", help="start anew where DIR holds results of something else")
 
 
-def _shared(add: Any) -> None:
+def _add_bf16(add: Any) -> None:
     add(
         "--bf16", choices=("auto", "on", "off"), default="auto",
         help="compute in bfloat16; auto: where the GPU has it, or a trial on the CPU does (default %(default)s)",

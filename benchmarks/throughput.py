@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.commands import COMPILED, PATHS
+from benchmarks.choices import COMPILED, PATHS
 from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder, spec_of

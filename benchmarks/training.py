@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.commands import PARTS
+from benchmarks.choices import PARTS
 from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.memory import peak_memory
