@@ -55,12 +55,11 @@ class Finetuning:
         self.collate = partial(collate, pad=tokenizer.pad_token_id or 0)
         self.max_tokens = token_limit(settings.max_tokens, load_config(folder), tokenizer)
         encoded = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
-        self.splits = {name: examples for name, (examples, _) in encoded.items()}
+        self.splits = {name: Pieces(examples) for name, (examples, _) in encoded.items()}
         self.cut = sum(cut for _, cut in encoded.values())
         train = len(self.splits["train"])
         count = self._processes.num_processes
         self.per_device = max(settings.batch_size // count, 1)
-        self.lengths = self.splits["train"].data.column("length").to_numpy()
         self.steps = math.ceil(train / (self.per_device * count))
         self.epochs = settings.passes(train, self.steps)
 
@@ -96,9 +95,8 @@ class Finetuning:
                     per_device_train_batch_size=self.per_device,
                 ),
                 compute_loss_func=mean_over_step(summed_loss),
-                train_dataset=Pieces(self.splits["train"]),
+                train_dataset=self.splits["train"],
                 data_collator=self.collate,
-                lengths=self.lengths,
                 order_seed=seed,
                 epoch=epoch,
                 batches=ShuffledBatches,
@@ -114,8 +112,8 @@ class Finetuning:
 
     def predict(self, model: Any, split: str) -> npt.NDArray[np.int64]:
         """Class ids of a split's examples, int64 [examples], in file order."""
-        data, pieces = self.splits[split], Pieces(self.splits[split])
-        order = np.argsort(-data.data.column("length").to_numpy(), kind="stable")
+        pieces = self.splits[split]
+        order = np.argsort(-pieces.lengths, kind="stable")
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
         predictions = np.zeros(len(order), np.int64)

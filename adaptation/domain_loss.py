@@ -55,7 +55,7 @@ def domain_losses(
         for domain, texts in domains_of(name, path, text_column):
             drawn = pa.chunked_array(list(sampled(texts, documents, seed)), pa.large_string())
             with passing_pieces(drawn, tokenizer, limit) as pieces:
-                loss = held_out_loss(network, pieces, pieces.lengths, masker, rows, batch)
+                loss = held_out_loss(network, pieces, masker, rows, batch)
             say(f"{domain}: loss {loss:.3f} on {len(drawn):,} documents")
             losses.append(loss)
     return losses

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptation.tasks import load_labelled
-from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
+from adaptation.texts import TrainingText, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
 from selection.files import (
     ASIDE,
@@ -238,10 +238,9 @@ class _Run:
         settings, tokenizer = self.settings, self.tokenizer
         self.progress: dict[str, Any] = self._prepare_work()
         self.bf16, self.counts = bool(self.progress["bf16"]), self.progress["counts"]
-        data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
-        self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
-        self.split_texts = texts_in_pieces(data)
-        self.data, self.pieces, self.held_out = data, Pieces(data), Pieces(measured)
+        self.data = open_pieces(self.work / "train.arrow")
+        self.split_texts = texts_in_pieces(self.data)
+        self.pieces, self.held_out = Pieces(self.data), Pieces(open_pieces(self.work / "held-out.arrow"))
         batch = self.micro * self.accumulate * self.processes.num_processes
         self.steps = settings.max_steps or settings.epochs * math.ceil(len(self.pieces) / batch)
         self.epoch = Epoch()
@@ -340,8 +339,8 @@ class _Run:
         counts = self.counts
         self.say(
             f"{counts['train']} texts to train on ({counts['duplicates']} duplicates, {counts['withheld']} withheld "
-            f"left out), {counts['held_out']} held out; {int(self.lengths.sum())} tokens in {len(self.pieces)} pieces "
-            f"of at most {self.max_tokens} ({self.split_texts} texts split)"
+            f"left out), {counts['held_out']} held out; {int(self.pieces.lengths.sum())} tokens in "
+            f"{len(self.pieces)} pieces of at most {self.max_tokens} ({self.split_texts} texts split)"
         )
         device = "CUDA" if self.processes.device.type == "cuda" else self.processes.device.type
         self.say(
@@ -402,8 +401,8 @@ class _Run:
         began = time.monotonic()
         self.progress["before"], self.progress["after_head_warmup"] = self._measure(), None
         # A training step costs about three forward passes over the same tokens.
-        speed = self.held_out_lengths.sum() / (time.monotonic() - began)
-        seconds = 3 * self.lengths.mean() * self.micro * self.accumulate * self.steps / speed
+        speed = self.held_out.lengths.sum() / (time.monotonic() - began)
+        seconds = 3 * self.pieces.lengths.mean() * self.micro * self.accumulate * self.steps / speed
         loss = self.progress["before"]
         self.say(f"held-out masked-LM loss before: {loss:.4f}; training takes about {human_seconds(seconds)}")
         if steps := self._warmup_steps():
@@ -442,7 +441,6 @@ class _Run:
             args=arguments,
             train_dataset=self.pieces,
             data_collator=self.masker,
-            lengths=self.lengths,
             order_seed=self.settings.seed,
             epoch=self.epoch,
             keep_order=self.settings.keep_order,
@@ -453,7 +451,7 @@ class _Run:
     def _measure(self) -> float:
         from adaptation.training import held_out_loss
 
-        return held_out_loss(self.model, self.held_out, self.held_out_lengths, self.measurer, self.rows, self.micro)
+        return held_out_loss(self.model, self.held_out, self.measurer, self.rows, self.micro)
 
     def _write(self, result: AdaptResult, overwrite: bool) -> None:
         from adaptation.joint import remove_head
@@ -506,7 +504,7 @@ def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
         "texts": [asdict(source) for source in run.sources],
         "joint_task": str(run.task.task.path) if run.task else None,
         "counts": run.counts
-        | {"pieces": result.pieces, "split_texts": result.split_texts, "tokens": int(run.lengths.sum())},
+        | {"pieces": result.pieces, "split_texts": result.split_texts, "tokens": int(run.pieces.lengths.sum())},
         "settings": asdict(run.settings) | {"max_tokens": run.max_tokens, "bf16": run.bf16},
         "batch": {"processes": run.processes.num_processes, "micro": run.micro, "accumulation": run.accumulate},
         "new_head": result.new_head,

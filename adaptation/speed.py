@@ -70,14 +70,12 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
     import torch
 
     from adaptation.classifier import Finetuning
-    from adaptation.masking import Pieces
     from adaptation.precision import use_bf16
     from adaptation.training import processes
 
     run = Finetuning(folder, task, settings, metric_of(task.task.name), use_bf16(settings.bf16), lambda s: None)
-    data, device = run.splits["train"], processes().device
+    pieces, device = run.splits["train"], processes().device
     network = load_classifier(folder, task.labels, settings.dropout).to(device).train()
-    pieces = Pieces(data)
 
     def loss_of(chosen: list[int]) -> torch.Tensor:
         inputs = {name: tensor.to(device) for name, tensor in run.collate(pieces.__getitems__(chosen)).items()}
@@ -85,8 +83,8 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
             return network(**inputs).loss  # type: ignore[no-any-return]
 
     # Whole batches at random, as in training: what is padding depends on how many rows stand together.
-    order = np.random.default_rng(0).permutation(len(run.lengths))
-    return _speed(network, loss_of, run.lengths, order, run.per_device, run.per_device)
+    order = np.random.default_rng(0).permutation(len(pieces))
+    return _speed(network, loss_of, pieces.lengths, order, run.per_device, run.per_device)
 
 
 def _speed(

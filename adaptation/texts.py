@@ -247,11 +247,6 @@ def open_pieces(file: Path) -> Any:
     return datasets.Dataset.from_file(str(file))
 
 
-def lengths_of(pieces: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Tokens of every piece, special tokens included: int64 [pieces]."""
-    return pieces.data.column("length").to_numpy().astype(np.int64)  # type: ignore[no-any-return]
-
-
 def texts_in_pieces(pieces: Any) -> int:
     """How many texts were longer than one piece."""
     counts = np.bincount(pieces.data.column("text_row").to_numpy())

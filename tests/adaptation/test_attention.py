@@ -169,7 +169,7 @@ def test_finetuning_without_padding_ends_with_the_same_weights(tiny_model, marke
         task = load_labelled(marked_task)
         run = Finetuning(transformer_folder(tiny_model("bert")), task, settings, "macro", False, lambda line: None)
         assert len(task.splits["train"]) % 24 == 16
-        assert len(np.unique(run.lengths)) > 1
+        assert len(np.unique(run.splits["train"].lengths)) > 1
         weights.append(run.train(0)[0].state_dict())
     for name, whole in weights[0].items():
         torch.testing.assert_close(weights[1][name], whole, rtol=1e-3, atol=2e-4)
