@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
 from adaptation.batches import ShuffledBatches
-from adaptation.finetune import FinetuneSettings, SeedResult, f1
+from adaptation.finetune import SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
+from adaptation.settings import FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric
 from adaptation.texts import blocks, encoded_pieces
 from adaptation.training import SteadyTrainer, mean_over_step, processes, training_arguments

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptation import data_commands, run_commands
-from adaptation.finetune import FinetuneSettings
-from adaptation.mlm import AdaptSettings
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from selection.commands import add_command, positive, say, seed
 from selection.wording import human_seconds
 

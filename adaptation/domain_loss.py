@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from adaptation.mlm import AdaptSettings
+from adaptation.settings import AdaptSettings
 from selection.domains import domains_of, sampled
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaptation.settings import FinetuneSettings as FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of, some
 from selection.errors import NearkinError
 from selection.files import atomic_folder, atomic_write, fingerprint, write_json
@@ -31,54 +32,6 @@ from selection.versions import versions
 logger = logging.getLogger(__name__)
 
 RESULT_FILE, PREDICTIONS = "results.json", "predictions.parquet"
-LARGE_TASK = 5000
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How to finetune; the defaults are those of the paper.
-
-    Attributes:
-        seeds: runs, with seeds 0 to seeds - 1.
-        epochs: most passes over train; None for 10, or 3 above `LARGE_TASK` examples.
-        max_steps: about so many optimiser steps at most, in whole epochs: fewer of them where train is large.
-        patience: epochs without a better dev F1 after which a run stops.
-        batch_size: examples an optimiser step takes.
-        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
-        max_tokens: longer examples are cut; None for what the model takes, at most 512.
-        dropout: in encoder and classifier.
-        metric: ``macro`` or ``micro`` F1; None for what the task's card says, else macro.
-        bf16: ``auto``, ``on`` or ``off``.
-        keep_model: also write the classifier of the seed with the best dev F1 to ``OUT/model``.
-    """
-
-    seeds: int = 5
-    epochs: int | None = None
-    max_steps: int | None = None
-    patience: int = 3
-    batch_size: int = 16
-    learning_rate: float = 2e-5
-    max_tokens: int | None = None
-    dropout: float = 0.1
-    metric: Metric | None = None
-    bf16: str = "auto"
-    keep_model: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "patience", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
-        if self.epochs is not None and self.epochs < 1:
-            raise NearkinError(f"epochs must be at least 1, not {self.epochs}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise NearkinError(f"steps must be at least 1, not {self.max_steps}")
-        if self.metric not in (None, "macro", "micro"):
-            raise NearkinError(f"metric {self.metric} is neither macro nor micro")
-
-    def passes(self, examples: int, steps: int) -> int:
-        """Epochs, at most, over so many training examples in so many steps each."""
-        epochs = self.epochs or (3 if examples > LARGE_TASK else 10)
-        return epochs if self.max_steps is None else min(epochs, max(round(self.max_steps / steps), 1))
 
 
 @dataclass(frozen=True)

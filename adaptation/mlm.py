@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation.settings import AdaptSettings as AdaptSettings
 from adaptation.tasks import load_labelled
 from adaptation.texts import TrainingText, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
@@ -44,77 +45,6 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "adaptation.json"
 LOOK_SECONDS = 0.5
-SEEDS = 2**32  # NumPy's generator, which set_seed seeds too, takes no more
-
-
-@dataclass(frozen=True)
-class AdaptSettings:
-    """How to train; the defaults are those of TAPT (Don't Stop Pretraining, appendix table 13).
-
-    Attributes:
-        epochs: passes over the training text, each with new masks.
-        max_steps: optimiser steps instead of `epochs`.
-        batch_size: pieces an optimiser step takes, over all processes; reached by gradient accumulation.
-        micro_batch: pieces a forward pass takes on one device.
-        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
-        max_tokens: longest piece; None for what the model takes, at most 512.
-        mlm_probability: share of tokens to predict; of them 80 % are masked, 10 % replaced, 10 % left.
-        whole_word: choose words instead of tokens.
-        held_out: share of distinct texts to measure on where no file of them is given.
-        head_warmup_steps: steps that train a new head alone, before the encoder moves; never more than the run has.
-        head_learning_rate: their peak learning rate.
-        bf16: ``auto``, ``on`` or ``off``.
-        seed: draws held-out texts, order, masks, dropout and a new head.
-        checkpoint_minutes: time between checkpoints; changes no result.
-        task_batch: with a task to be learnt jointly, its labelled examples an optimiser step takes.
-        task_weight: of their mean cross-entropy against the masked-LM loss.
-        keep_order: take the texts in the order in which they are given (a set's ``--order curriculum``), every epoch.
-    """
-
-    epochs: int = 100
-    max_steps: int | None = None
-    batch_size: int = 256
-    micro_batch: int = 32
-    learning_rate: float = 1e-4
-    max_tokens: int | None = None
-    mlm_probability: float = 0.15
-    whole_word: bool = False
-    held_out: float = 0.05
-    head_warmup_steps: int = 100
-    head_learning_rate: float = 3e-3
-    bf16: str = "auto"
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    keep_order: bool = False
-    task_batch: int = 16
-    task_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate", "task_batch", "task_weight",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
-        for name in ("mlm_probability", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise NearkinError(f"{name.replace('_', ' ')} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise NearkinError(f"the number of steps must be at least 1, not {self.max_steps}")
-        if not 0 <= self.seed < SEEDS:
-            raise NearkinError(f"the seed must lie between 0 and {SEEDS - 1}, not {self.seed}")
-        if self.head_warmup_steps < 0:
-            raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
-
-    @staticmethod
-    def unshaping(joint: bool, held_out_file: bool) -> set[str]:
-        """Names of the settings that change no result.
-
-        Args:
-            joint: a task is learnt along.
-            held_out_file: a file of texts to measure on is given.
-        """
-        names = {"checkpoint_minutes"} if joint else {"checkpoint_minutes", "task_batch", "task_weight"}
-        return names | {"held_out"} if held_out_file else names
 
 
 @dataclass(frozen=True)

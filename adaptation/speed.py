@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adaptation.finetune import FinetuneSettings
 from adaptation.loading import load_classifier, load_masked_lm, load_tokenizer
-from adaptation.mlm import AdaptSettings
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from adaptation.tasks import LabelledTask, metric_of
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from adaptation import finetune as finetuning
 from adaptation import mlm
-from adaptation.finetune import FinetuneResult, FinetuneSettings, SeedResult
-from adaptation.mlm import AdaptSettings
+from adaptation.finetune import FinetuneResult, SeedResult
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from selection.files import fingerprint, locked, sweep, write_json
 from selection.filling import Budget
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaptation.finetune import FinetuneSettings, f1
-from adaptation.mlm import AdaptSettings
+from adaptation.finetune import f1
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric
 
 
