@@ -441,8 +441,9 @@ def run_training(args: argparse.Namespace) -> int:
 
 def run_frontier(args: argparse.Namespace) -> int:
     from adaptation.recipe import read_recipe
-    from benchmarks.frontier import frontier, phase_names, summary, unguarded
+    from benchmarks.frontier import frontier, phase_names, unguarded
     from benchmarks.frontier_plot import plot_frontier
+    from benchmarks.grid import summary
 
     _check_plot(args.plot)
     phases = phase_names(args.methods)

@@ -28,7 +28,6 @@ from adaptation.tasks import load_labelled, metric_of
 from benchmarks.processes import alone
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
-from benchmarks.significance import gain
 from selection.choosing import stored_encoder
 from selection.encoders import cascade_model
 from selection.files import fingerprint, locked, write_json
@@ -347,52 +346,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return said[1] if Path(said[0]).resolve() == tree.resolve() else ""
-
-
-def scores(rows: Sequence[Row], phase: str) -> dict[str, dict[int, float]]:
-    """Test F1 of a phase by task and seed, as `benchmarks.significance.gain` takes it."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row["phase"] == phase:
-            found.setdefault(row["task"], {})[row["seed"]] = row["test"]
-    return found
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """One row a task and phase, then one a phase over all tasks: means, and gains over none and over random.
-
-    Args:
-        rows: of one grid.
-    """
-    phases, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("phase", "task"))
-    found = [_summed([row for row in rows if row["task"] == task], task, phase) for task in tasks for phase in phases]
-    if len(tasks) > 1:
-        found += [_summed(rows, "all", phase) for phase in phases]
-    return [row for row in found if row["seeds"]]
-
-
-def _summed(rows: Sequence[Row], task: str, phase: str) -> Row:
-    mine = [row for row in rows if row["phase"] == phase]
-    tests = scores(mine, phase)
-    means = [float(np.mean(list(by_seed.values()))) for by_seed in tests.values()]
-    spread = [float(np.std(list(by_seed.values()), ddof=1)) for by_seed in tests.values() if len(by_seed) > 1]
-    row: Row = {
-        "task": task, "phase": phase, "seeds": len({row["seed"] for row in mine}),
-        "f1": float(np.mean(means)) if means else None, "sd": float(np.mean(spread)) if spread else None,
-    }  # fmt: skip
-    for name, other in (("none", "none"), ("random", "RAND-TAPT")):
-        over = gain(tests, scores(rows, other)) if phase != other else None
-        row[f"over_{name}"] = None if over is None else over.mean
-        row[f"p_{name}"] = None if over is None else over.p
-    for name in ("embed_s", "first_s", "again_s", "tokens", "pretrain_s", "loss"):
-        row[name] = mean_over_tasks(mine, name)
-    return row
-
-
-def mean_over_tasks(rows: Sequence[Row], name: str) -> float | None:
-    """Of a column: the mean of the tasks' means, what is not known left out."""
-    by_task: dict[str, list[float]] = {}
-    for row in rows:
-        if row[name] is not None:
-            by_task.setdefault(row["task"], []).append(row[name])
-    return float(np.mean([np.mean(values) for values in by_task.values()])) if by_task else None

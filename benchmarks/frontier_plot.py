@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptation.phases import UNGUARDED
-from benchmarks.frontier import summary
+from benchmarks.grid import Point, pareto, points
 from benchmarks.results import Row
 from selection.pages import cut
 from selection.scatter import LONGEST, Dot, place_names, x_axis
@@ -25,49 +24,6 @@ AXES = (
     ("tokens", "tokens of masked-LM training", True),
     ("loss", "masked-LM loss on dev texts, nats", False),
 )
-
-
-@dataclass(frozen=True)
-class Point:
-    """A phase over all tasks: its costs, by the names in `AXES`, mean F1 and its deviation over seeds, in per cent."""
-
-    phase: str
-    cost: dict[str, float]
-    f1: float
-    sd: float | None
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """One point a phase, of the rows over all tasks where there are several.
-
-    Args:
-        rows: of one grid (`benchmarks.frontier.frontier`).
-    """
-    summed = summary(rows)
-    tasks = {row["task"] for row in summed}
-    chosen = [row for row in summed if row["task"] == ("all" if len(tasks) > 1 else row["task"])]
-    found = []
-    for row in chosen:
-        cost = {
-            "selection": row["first_s"],
-            "selection_cold": row["first_s"] + row["embed_s"],
-            "compute": row["first_s"] + row["pretrain_s"],
-            "tokens": row["tokens"],
-            "loss": row["loss"],
-        }
-        known = {axis: value for axis, value in cost.items() if value is not None}
-        found.append(Point(row["phase"], known, row["f1"], row["sd"]))
-    return found
-
-
-def pareto(found: Sequence[Point], axis: str) -> list[Point]:
-    """Points that no other beats: none that costs as little or less has as much F1 or more; cheapest first."""
-    priced = sorted((p for p in found if axis in p.cost), key=lambda p: (p.cost[axis], -p.f1))
-    front: list[Point] = []
-    for point in priced:
-        if not front or point.f1 > front[-1].f1:
-            front.append(point)
-    return front
 
 
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:

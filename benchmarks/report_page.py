@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adaptation.cards import ARMS, cards, paper_rows
 from adaptation.phases import UNGUARDED
-from benchmarks.frontier import mean_over_tasks, scores
-from benchmarks.frontier_plot import AXES, Point, dots_of
-from benchmarks.report import FEWEST, OVER, Grid, Report, p_of, settings_of
+from benchmarks.frontier_plot import AXES, dots_of
+from benchmarks.grid import FEWEST, OVER, Grid, Point, mean_over_tasks, p_of, scores, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
@@ -21,6 +20,9 @@ from selection.inspection import BRIEF, score_name
 from selection.pages import Cell
 from selection.scatter import scatter
 from selection.wording import human_seconds, join
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
 
 NONE = "–"
 BOLD = (
@@ -55,6 +57,7 @@ JOINT = {"task_batch", "task_weight"}
 
 
 def html(found: Report) -> str:
+    """The page of a report."""
     grid = found.grid
     title = f"What selection buys in F1: {grid.name}"
     parts = [
