@@ -156,7 +156,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert not (tmp_path / "out").exists()
     checkpoints = list((tmp_path / "out.work").glob("checkpoint-*"))
     assert [c.name for c in checkpoints] == [f"checkpoint-{stop_at}"]
-    assert 0 < float((checkpoints[0] / "seconds.txt").read_text()) < 60
+    assert float((checkpoints[0] / "seconds.txt").read_text()) > 0
     (checkpoints[0] / "seconds.txt").write_text("1000.0")
     monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", step)
     said: list[str] = []
@@ -165,7 +165,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tin
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert result.held_out_loss == whole.held_out_loss
     assert result.tokens_seen == whole.tokens_seen
-    assert 1000 < result.seconds < 1060 > result.training_seconds  # of both calls; of the last alone
+    assert result.seconds >= 1000 > result.training_seconds  # of both calls; of the last alone
 
 
 def test_settings_that_shape_nothing_stop_no_run_from_going_on(tmp_path, tiny_model, texts, monkeypatch) -> None:
