@@ -13,6 +13,8 @@ import pyarrow as pa
 from adaptation.settings import AdaptSettings
 from selection.domains import domains_of, sampled
 
+BATCH = 32  # pieces a forward pass takes
+
 
 def domain_losses(
     model: str,
@@ -21,7 +23,6 @@ def domain_losses(
     documents: int = 1000,
     text_column: str = "text",
     max_tokens: int | None = None,
-    batch: int = 32,
     seed: int = 0,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> list[float]:
@@ -32,7 +33,6 @@ def domain_losses(
         named: domains as `selection.overlap.overlap` takes them; the losses are in the order of its ``names``.
         documents: at most so many of each domain.
         max_tokens: pieces that longer documents are cut into; None is the model's own limit.
-        batch: pieces a forward pass takes.
         say: told each domain's loss.
 
     Raises:
@@ -55,7 +55,7 @@ def domain_losses(
         for domain, texts in domains_of(name, path, text_column):
             drawn = pa.chunked_array(list(sampled(texts, documents, seed)), pa.large_string())
             with passing_pieces(drawn, tokenizer, limit) as pieces:
-                loss = held_out_loss(network, pieces, masker, rows, batch)
+                loss = held_out_loss(network, pieces, masker, rows, BATCH)
             say(f"{domain}: loss {loss:.3f} on {len(drawn):,} documents")
             losses.append(loss)
     return losses
