@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptation import data_commands, run_commands
 from adaptation.settings import AdaptSettings, FinetuneSettings
 from selection.commands import add_command, positive, say, seed
-from selection.wording import human_seconds
+from selection.wording import human_seconds, mean_and_sd
 
 if TYPE_CHECKING:
     from selection.commands import Subparsers
@@ -224,9 +224,8 @@ def run_finetune(options: argparse.Namespace) -> int:
     )
     result = finetune(options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=say)
     for split in ("dev", "test"):
-        std = result.std(split)
-        spread = f" ({std:.2f})" if std is not None else ""
-        say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
+        found = mean_and_sd(result.mean(split), result.std(split), 2)
+        say(f"{split} {result.metric}: {found} over {len(result.by_seed)} seeds")
     say(f"written to {result.out / RESULT_FILE}")
     return 0
 

@@ -28,7 +28,7 @@ from selection.files import locked, write_json
 from selection.models import quiet_libraries
 from selection.terminal import aligned
 from selection.versions import versions
-from selection.wording import human_seconds
+from selection.wording import human_seconds, mean_and_sd, or_dash
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ def forecast(plan: Plan, cache: Path, predicted: dict[str, Prediction]) -> list[
         done = step.is_done(cache)
         seconds = "-" if done else human_seconds(guess.seconds)
         state = "there" if done else "to do"
-        rows.append((step.kind, step.title, state, _cell(guess.steps, ",d"), _cell(guess.tokens, ",d"), seconds))
+        rows.append((step.kind, step.title, state, or_dash(guess.steps, ",d"), or_dash(guess.tokens, ",d"), seconds))
     total = sum(guess.seconds for guess in predicted.values())
     to_do = sum(not step.is_done(cache) for step in plan.steps)
     head = ("step", "what", "", "updates", "tokens", "predicted")
@@ -322,14 +322,14 @@ def table(rows: Sequence[Row]) -> list[str]:
         (
             *([row.task] if several else []),
             row.phase,
-            _cell(row.passages, ",d"),
-            _cell(row.selection_seconds, ".1f"),
-            _cell(row.masked_lm_steps or None, ",d"),
-            _cell(row.tokens_seen or None, ",d"),
+            or_dash(row.passages, ",d"),
+            or_dash(row.selection_seconds, ".1f"),
+            or_dash(row.masked_lm_steps or None, ",d"),
+            or_dash(row.tokens_seen or None, ",d"),
             human_seconds(row.masked_lm_seconds) if row.masked_lm_steps else "-",
-            _cell(row.loss_after, ".3f"),
-            _f1(row.dev_mean, row.dev_std),
-            _f1(row.test_mean, row.test_std),
+            or_dash(row.loss_after, ".3f"),
+            mean_and_sd(row.dev_mean, row.dev_std),
+            mean_and_sd(row.test_mean, row.test_std),
         )
         for row in rows
     ]
@@ -338,11 +338,3 @@ def table(rows: Sequence[Row]) -> list[str]:
         "dev loss", "dev F1", "test F1",
     )  # fmt: skip
     return aligned([head, *lines], left=2 if several else 1)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _f1(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ({std:.1f})"

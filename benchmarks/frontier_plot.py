@@ -13,7 +13,7 @@ from benchmarks.grid import Point, pareto, points
 from benchmarks.results import Row
 from selection.pages import cut
 from selection.scatter import LONGEST, Dot, place_names, x_axis
-from selection.wording import human_seconds
+from selection.wording import human_seconds, mean_and_sd
 
 FONT = 8
 
@@ -69,7 +69,7 @@ def _short(phase: str) -> str:
 def _words(point: Point, axis: str) -> str:
     value = point.cost[axis]
     cost = {"loss": f"{value:.3f} nats", "tokens": f"{value:,.0f} tokens"}.get(axis) or human_seconds(value)
-    return f"F1 {point.f1:.1f}" + (f" ({point.sd:.1f})" if point.sd is not None else "") + f", {cost}"
+    return f"F1 {mean_and_sd(point.f1, point.sd)}, {cost}"
 
 
 def _draw(axes: Any, found: Sequence[Point], axis: str, logarithmic: bool) -> list[tuple[float, float]]:

@@ -19,7 +19,7 @@ from selection import pages
 from selection.inspection import BRIEF, score_name
 from selection.pages import Cell
 from selection.scatter import scatter
-from selection.wording import human_seconds, join
+from selection.wording import human_seconds, join, mean_and_sd
 
 if TYPE_CHECKING:
     from benchmarks.report import Report
@@ -152,10 +152,6 @@ def _plot(points: Sequence[Point], axis: str, across: str, logarithmic: bool) ->
     return pages.figure(TITLES[axis], chart, note)
 
 
-def _figure(mean: float, sd: float | None) -> str:
-    return f"{mean:.1f}" + (f" ({sd:.1f})" if sd is not None else "")
-
-
 def _scores(grid: Grid) -> str:
     """The paper's table 5 the other way round, which a phone can show: phases as rows, tasks as columns."""
     paper = {task: dict(paper_rows(cards()[task])) for task in grid.tasks if task in cards()}
@@ -190,7 +186,7 @@ def _column(
         sd = float(np.std(found, ddof=1)) if len(found) > 1 else None
         cells.append(
             Cell(
-                _figure(float(np.mean(found)), sd),
+                mean_and_sd(float(np.mean(found)), sd),
                 ", ".join(below),
                 bool(np.mean(found) == top and UNGUARDED not in phase),
             )
