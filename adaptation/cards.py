@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from selection.errors import InputError, NearkinError
 from selection.task import SPLITS
-from selection.wording import join
+from selection.wording import join, mean_and_sd
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,14 +141,10 @@ def paper_rows(card: Card) -> list[tuple[str, str]]:
     paper = card.get("paper", {})
     if card["kind"] == "checkpoint" and "task" in card:
         paper = cards()[card["task"]].get("paper", {})
-        return [(ARMS[card["phase"]], _figure(paper[card["phase"]]))] if card["phase"] in paper else []
+        return [(ARMS[card["phase"]], mean_and_sd(*paper[card["phase"]]))] if card["phase"] in paper else []
     if card["kind"] == "corpus":
         return [(key.replace("_", " "), f"{value:.2f}") for key, value in paper.items()]
-    return [(ARMS[arm], _figure(paper[arm])) for arm in ARMS if arm in paper]
-
-
-def _figure(values: list[float]) -> str:
-    return f"{values[0]:.1f}" + (f" ({values[1]:.1f})" if len(values) > 1 else "")
+    return [(ARMS[arm], mean_and_sd(*paper[arm])) for arm in ARMS if arm in paper]
 
 
 def size_of(card: Card) -> str:

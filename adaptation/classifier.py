@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +19,10 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, set_seed
 
 from adaptation.batches import ShuffledBatches
-from adaptation.finetune import FinetuneSettings, SeedResult, f1
+from adaptation.finetune import SeedResult, f1
 from adaptation.loading import load_classifier, load_config, load_tokenizer, token_limit
 from adaptation.masking import Epoch, Pieces, generator, padded, padded_lengths
+from adaptation.settings import FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric
 from adaptation.texts import blocks, encoded_pieces
 from adaptation.training import SteadyTrainer, mean_over_step, processes, training_arguments
@@ -54,12 +56,11 @@ class Finetuning:
         self.collate = partial(collate, pad=tokenizer.pad_token_id or 0)
         self.max_tokens = token_limit(settings.max_tokens, load_config(folder), tokenizer)
         encoded = {name: encode(table, tokenizer, self.max_tokens) for name, table in task.splits.items()}
-        self.splits = {name: examples for name, (examples, _) in encoded.items()}
+        self.splits = {name: Pieces(examples) for name, (examples, _) in encoded.items()}
         self.cut = sum(cut for _, cut in encoded.values())
         train = len(self.splits["train"])
         count = self._processes.num_processes
         self.per_device = max(settings.batch_size // count, 1)
-        self.lengths = self.splits["train"].data.column("length").to_numpy()
         self.steps = math.ceil(train / (self.per_device * count))
         self.epochs = settings.passes(train, self.steps)
 
@@ -71,39 +72,38 @@ class Finetuning:
         """The model's tokenizer without the truncation that encoding left on it."""
         return load_tokenizer(self._folder)
 
-    def train(self, seed: int, scratch: Path) -> tuple[Any, SeedResult, npt.NDArray[np.int64]]:
+    def train(self, seed: int) -> tuple[Any, SeedResult, npt.NDArray[np.int64]]:
         """Trains with `seed`; returns the classifier at its best dev epoch, its result, its classes of test examples.
 
         Args:
             seed: draws new layers, order and dropout.
-            scratch: folder that Trainer may use; nothing is kept there.
         """
         started, epoch = time.monotonic(), Epoch()
         set_seed(seed)
         model = load_classifier(self._folder, self._task.labels, self._settings.dropout)
         renew_head(model, seed)
-        best = BestEpoch(self, seed)
-        trainer = SteadyTrainer(
-            model=model,
-            args=training_arguments(
-                scratch,
-                steps=self.steps * self.epochs,
-                num_train_epochs=self.epochs,
-                bf16=self.bf16,
-                seed=seed,
-                learning_rate=self._settings.learning_rate,
-                per_device_train_batch_size=self.per_device,
-            ),
-            compute_loss_func=mean_over_step(summed_loss),
-            train_dataset=Pieces(self.splits["train"]),
-            data_collator=self.collate,
-            lengths=self.lengths,
-            order_seed=seed,
-            epoch=epoch,
-            batches=ShuffledBatches,
-            callbacks=[best],
-        )
-        trainer.train()
+        best = BestEpoch(self, seed, self._settings.patience)
+        with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:  # which Trainer asks for; nothing is kept there
+            trainer = SteadyTrainer(
+                model=model,
+                args=training_arguments(
+                    Path(scratch),
+                    steps=self.steps * self.epochs,
+                    num_train_epochs=self.epochs,
+                    bf16=self.bf16,
+                    seed=seed,
+                    learning_rate=self._settings.learning_rate,
+                    per_device_train_batch_size=self.per_device,
+                ),
+                compute_loss_func=mean_over_step(summed_loss),
+                train_dataset=self.splits["train"],
+                data_collator=self.collate,
+                order_seed=seed,
+                epoch=epoch,
+                batches=ShuffledBatches,
+                callbacks=[best],
+            )
+            trainer.train()
         model.load_state_dict(best.weights)
         predicted = self.predict(model, "test")
         test = self.score(predicted, "test")
@@ -113,8 +113,8 @@ class Finetuning:
 
     def predict(self, model: Any, split: str) -> npt.NDArray[np.int64]:
         """Class ids of a split's examples, int64 [examples], in file order."""
-        data, pieces = self.splits[split], Pieces(self.splits[split])
-        order = np.argsort(-data.data.column("length").to_numpy(), kind="stable")
+        pieces = self.splits[split]
+        order = np.argsort(-pieces.lengths, kind="stable")
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
         predictions = np.zeros(len(order), np.int64)
@@ -150,9 +150,8 @@ class BestEpoch(TrainerCallback):  # type: ignore[misc]
     more than a small task's epoch does.
     """
 
-    def __init__(self, run: Finetuning, seed: int) -> None:
-        self._run, self._seed = run, seed
-        self._patience = run._settings.patience
+    def __init__(self, run: Finetuning, seed: int, patience: int) -> None:
+        self._run, self._seed, self._patience = run, seed, patience
         self.dev, self.epoch, self.epochs = -1.0, 0, 0
         self.weights: dict[str, torch.Tensor] = {}
 

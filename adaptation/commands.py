@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptation import run_commands
-from adaptation.data_commands import register_data
-from adaptation.finetune import FinetuneSettings
-from adaptation.mlm import AdaptSettings
-from selection.commands import add_command, positive, seed
-from selection.wording import human_seconds
+from adaptation import data_commands, run_commands
+from adaptation.settings import AdaptSettings, FinetuneSettings
+from selection.commands import add_command, positive, say, seed
+from selection.wording import human_seconds, mean_and_sd
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from selection.commands import Subparsers
 
 ADAPT = """\
 Continue masked-LM training of a model on task text, an augmentation set, or any text, and write the adapted model.
@@ -63,7 +60,7 @@ def register(subparsers: Subparsers) -> None:
     _register_adapt(subparsers)
     _register_finetune(subparsers)
     _register_overlap(subparsers)
-    register_data(subparsers, _say)
+    data_commands.register(subparsers)
     run_commands.register(subparsers)
 
 
@@ -122,7 +119,7 @@ def _register_adapt(subparsers: Subparsers) -> None:
         help="of the task's loss against the masked LM's (default %(default)s)",
     )  # fmt: skip
     add("--keep-order", action="store_true", help="train in the order of the texts (a set's --order curriculum)")
-    _shared(add)
+    _add_bf16(add)
     add("--seed", type=seed, default=usual.seed, metavar="S", help="seed of everything drawn (default %(default)s)")
     add("--overwrite", action="store_true", help="replace DIR where it exists")
 
@@ -151,11 +148,11 @@ def _register_finetune(subparsers: Subparsers) -> None:
     )
     add("--metric", choices=("macro", "micro"), help="F1 average (default: the task card's, else macro)")
     add("--keep-model", action="store_true", help="write the classifier of the best dev seed to DIR/model")
-    _shared(add)
+    _add_bf16(add)
     add("--overwrite", action="store_true", help="start anew where DIR holds results of something else")
 
 
-def _shared(add: Any) -> None:
+def _add_bf16(add: Any) -> None:
     add(
         "--bf16", choices=("auto", "on", "off"), default="auto",
         help="compute in bfloat16; auto: where the GPU has it, or a trial on the CPU does (default %(default)s)",
@@ -203,9 +200,9 @@ def run_adapt(options: argparse.Namespace) -> int:
         held_out=options.held_out,
         joint=options.joint_task,
         overwrite=options.overwrite,
-        say=_say,
+        say=say,
     )
-    _say(f"{result.steps} steps, {result.tokens_seen} tokens seen, {human_seconds(result.seconds)}")
+    say(f"{result.steps} steps, {result.tokens_seen} tokens seen, {human_seconds(result.seconds)}")
     return 0
 
 
@@ -225,14 +222,11 @@ def run_finetune(options: argparse.Namespace) -> int:
         bf16=options.bf16,
         keep_model=options.keep_model,
     )
-    result = finetune(
-        options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=_say
-    )
+    result = finetune(options.model, options.task, options.out, settings=settings, overwrite=options.overwrite, say=say)
     for split in ("dev", "test"):
-        std = result.std(split)
-        spread = f" ({std:.2f})" if std is not None else ""
-        _say(f"{split} {result.metric}: {result.mean(split):.2f}{spread} over {len(result.by_seed)} seeds")
-    _say(f"written to {result.out / RESULT_FILE}")
+        found = mean_and_sd(result.mean(split), result.std(split), 2)
+        say(f"{split} {result.metric}: {found} over {len(result.by_seed)} seeds")
+    say(f"written to {result.out / RESULT_FILE}")
     return 0
 
 
@@ -264,9 +258,3 @@ def run_overlap(options: argparse.Namespace) -> int:
     if options.plot:
         save_heatmap(found, options.plot)
     return 0
-
-
-def _say(sentence: str) -> None:
-    # Under `accelerate launch` or torchrun every process runs the command; one of them speaks.
-    if os.environ.get("RANK", "0") == "0":
-        print(sentence, flush=True)

@@ -1,12 +1,10 @@
-"""The commands `nearkin data list`, `show` and `get`; what they say goes through the printer they are given."""
+"""The commands `nearkin data list`, `show` and `get`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import textwrap
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +20,13 @@ from adaptation.cards import (
     paper_rows,
     size_of,
 )
-from selection.commands import add_command
+from selection.commands import add_command, say
 from selection.task import SPLITS
 from selection.terminal import aligned
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from selection.commands import Subparsers
 
-Say = Callable[[str], None]
 WIDTH = 100
 DATA = """\
 Cards of tasks, corpora and published checkpoints: what they are, where they lie, how to get them.
@@ -52,31 +49,23 @@ nearkin data get chemprot_500_s0 --from downloads/chemprot --out ~/nearkin-data
 """
 
 
-def register_data(subparsers: Subparsers, say: Say) -> None:
-    """Adds ``data`` with its three commands; each sets ``run``, from options to exit code.
-
-    Args:
-        say: prints a line.
-    """
+def register(subparsers: Subparsers) -> None:
+    """Adds ``data`` with its three commands; each sets ``run``, from options to exit code."""
     data = add_command(subparsers, "data", None, "data sets and checkpoints: list, show, get", EXAMPLES, DATA)
     commands = data.add_subparsers(metavar="COMMAND", required=True)
 
-    listed = add_command(
-        commands, "list", partial(run_list, say=say), "every card in a line", "nearkin data list --kind task"
-    )
+    listed = add_command(commands, "list", run_list, "every card in a line", "nearkin data list --kind task")
     listed.add_argument("--kind", choices=KINDS, help="of this kind alone")
     _folder(listed, "--data", "where to look")
     listed.add_argument("--json", action="store_true", help="a JSON list of whole cards, with place and here")
 
-    shown = add_command(
-        commands, "show", partial(run_show, say=say), "all of one card", "nearkin data show citation_intent"
-    )
+    shown = add_command(commands, "show", run_show, "all of one card", "nearkin data show citation_intent")
     shown.add_argument("name", metavar="NAME", help="of a card, as `nearkin data list` has it")
     _folder(shown, "--data", "where to look")
     shown.add_argument("--json", action="store_true", help="as JSON")
 
     summary = "put a data set under the data folder"
-    got = add_command(commands, "get", partial(run_get, say=say), summary, EXAMPLES, GET)
+    got = add_command(commands, "get", run_get, summary, EXAMPLES, GET)
     got.add_argument("name", metavar="NAME", help="of a card, as `nearkin data list` has it")
     got.add_argument(
         "--from", dest="source", type=Path, metavar="FOLDER",
@@ -91,7 +80,7 @@ def _folder(parser: argparse.ArgumentParser, option: str, purpose: str) -> None:
     )
 
 
-def run_list(options: argparse.Namespace, say: Say) -> int:
+def run_list(options: argparse.Namespace) -> int:
     """Runs ``nearkin data list``; returns the exit code."""
     chosen = [card for card in cards().values() if options.kind in (None, card["kind"])]
     chosen.sort(key=lambda card: KINDS.index(card["kind"]))
@@ -110,7 +99,7 @@ def run_list(options: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def run_show(options: argparse.Namespace, say: Say) -> int:
+def run_show(options: argparse.Namespace) -> int:
     """Runs ``nearkin data show``; returns the exit code."""
     card, folder = card_of(options.name), data_folder(options.data)
     if options.json:
@@ -159,7 +148,7 @@ def _draw(card: Card) -> str:
     return f"{splits}; seed {rule['seed']}, {'stratified by label' if rule['stratified'] else 'not stratified'}"
 
 
-def run_get(options: argparse.Namespace, say: Say) -> int:
+def run_get(options: argparse.Namespace) -> int:
     """Runs ``nearkin data get``; returns the exit code."""
     from adaptation.data import get_data
 

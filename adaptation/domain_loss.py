@@ -6,13 +6,14 @@ drawn at every call, so two models are compared on the same tokens.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
+from adaptation.settings import AdaptSettings
 from selection.domains import domains_of, sampled
+
+BATCH = 32  # pieces a forward pass takes
 
 
 def domain_losses(
@@ -22,7 +23,6 @@ def domain_losses(
     documents: int = 1000,
     text_column: str = "text",
     max_tokens: int | None = None,
-    batch: int = 32,
     seed: int = 0,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> list[float]:
@@ -33,7 +33,6 @@ def domain_losses(
         named: domains as `selection.overlap.overlap` takes them; the losses are in the order of its ``names``.
         documents: at most so many of each domain.
         max_tokens: pieces that longer documents are cut into; None is the model's own limit.
-        batch: pieces a forward pass takes.
         say: told each domain's loss.
 
     Raises:
@@ -41,8 +40,7 @@ def domain_losses(
         InputError: a domain that cannot be read.
     """
     from adaptation.loading import NoMaskedLMError, load_masked_lm, load_tokenizer, token_limit, transformer_folder
-    from adaptation.masking import Epoch, Masker, Pieces
-    from adaptation.texts import lengths_of, open_pieces, tokenise
+    from adaptation.masking import Epoch, Masker, passing_pieces
     from adaptation.training import MaskedRows, held_out_loss, processes
 
     folder = transformer_folder(model)
@@ -52,15 +50,12 @@ def domain_losses(
         raise NoMaskedLMError(f"model {model} has no masked-LM head, so it has no loss: adapt it first")
     network.to(processes().device)
     limit = token_limit(max_tokens, network.config, tokenizer)
-    masker, rows, losses = Masker.of(tokenizer, 0.15, seed, Epoch()), MaskedRows(network), []
+    masker, rows, losses = Masker.of(tokenizer, AdaptSettings.mlm_probability, seed, Epoch()), MaskedRows(network), []
     for name, path in named:
         for domain, texts in domains_of(name, path, text_column):
             drawn = pa.chunked_array(list(sampled(texts, documents, seed)), pa.large_string())
-            with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-                file = Path(scratch) / "pieces.arrow"
-                tokenise(drawn, tokenizer, limit, False, file)
-                pieces = open_pieces(file)
-                loss = held_out_loss(network, Pieces(pieces), lengths_of(pieces), masker, rows, batch)
+            with passing_pieces(drawn, tokenizer, limit) as pieces:
+                loss = held_out_loss(network, pieces, masker, rows, BATCH)
             say(f"{domain}: loss {loss:.3f} on {len(drawn):,} documents")
             losses.append(loss)
     return losses

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaptation.settings import FinetuneSettings as FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric, load_labelled, metric_of, some
 from selection.errors import NearkinError
 from selection.files import atomic_folder, atomic_write, fingerprint, write_json
@@ -33,54 +32,6 @@ from selection.versions import versions
 logger = logging.getLogger(__name__)
 
 RESULT_FILE, PREDICTIONS = "results.json", "predictions.parquet"
-LARGE_TASK = 5000
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How to finetune; the defaults are those of the paper.
-
-    Attributes:
-        seeds: runs, with seeds 0 to seeds - 1.
-        epochs: most passes over train; None for 10, or 3 above `LARGE_TASK` examples.
-        max_steps: about so many optimiser steps at most, in whole epochs: fewer of them where train is large.
-        patience: epochs without a better dev F1 after which a run stops.
-        batch_size: examples an optimiser step takes.
-        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
-        max_tokens: longer examples are cut; None for what the model takes, at most 512.
-        dropout: in encoder and classifier.
-        metric: ``macro`` or ``micro`` F1; None for what the task's card says, else macro.
-        bf16: ``auto``, ``on`` or ``off``.
-        keep_model: also write the classifier of the seed with the best dev F1 to ``OUT/model``.
-    """
-
-    seeds: int = 5
-    epochs: int | None = None
-    max_steps: int | None = None
-    patience: int = 3
-    batch_size: int = 16
-    learning_rate: float = 2e-5
-    max_tokens: int | None = None
-    dropout: float = 0.1
-    metric: Metric | None = None
-    bf16: str = "auto"
-    keep_model: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "patience", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
-        if self.epochs is not None and self.epochs < 1:
-            raise NearkinError(f"epochs must be at least 1, not {self.epochs}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise NearkinError(f"steps must be at least 1, not {self.max_steps}")
-        if self.metric not in (None, "macro", "micro"):
-            raise NearkinError(f"metric {self.metric} is neither macro nor micro")
-
-    def passes(self, examples: int, steps: int) -> int:
-        """Epochs, at most, over so many training examples in so many steps each."""
-        epochs = self.epochs or (3 if examples > LARGE_TASK else 10)
-        return epochs if self.max_steps is None else min(epochs, max(round(self.max_steps / steps), 1))
 
 
 @dataclass(frozen=True)
@@ -154,7 +105,6 @@ def finetune(
             loss that is not a number.
     """
     settings, out = settings or FinetuneSettings(), Path(out)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
     from adaptation.loading import transformer_folder
     from adaptation.training import alone_at, repeatable
@@ -206,18 +156,18 @@ def _finetune(
         | {"epochs": run.epochs, "metric": metric, "bf16": run.bf16, "max_tokens": run.max_tokens},
         "batch": {"processes": processes().num_processes, "each": run.per_device},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-        for seed in left:
-            classifier, done[seed], predicted = run.train(seed, Path(scratch))
-            if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()) and run.is_main_process:
-                with atomic_folder(out / "model", overwrite=True) as place, full_disk_told(out / "model"):
-                    classifier.save_pretrained(place)
-                    run.fresh_tokenizer().save_pretrained(place)
-            if run.is_main_process:
-                if stale and len(done) == 1 and not settings.keep_model:
-                    shutil.rmtree(out / "model", ignore_errors=True)
-                _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
-                write_json(out / RESULT_FILE, header | _record(result))
+    for seed in left:
+        classifier, done[seed], predicted = run.train(seed)
+        if not run.is_main_process:
+            continue
+        if settings.keep_model and done[seed].dev >= max(r.dev for r in done.values()):
+            with atomic_folder(out / "model", overwrite=True) as place, full_disk_told(out / "model"):
+                classifier.save_pretrained(place)
+                run.fresh_tokenizer().save_pretrained(place)
+        if stale and len(done) == 1 and not settings.keep_model:
+            shutil.rmtree(out / "model", ignore_errors=True)
+        _keep_predictions(out / PREDICTIONS, seed, task, predicted, fresh=len(done) == 1)
+        write_json(out / RESULT_FILE, header | figures(result) | {"versions": versions()})
     return result
 
 
@@ -279,16 +229,16 @@ def _kept_model(out: Path) -> bool:
         return False
 
 
-def _record(result: FinetuneResult) -> dict[str, Any]:
+def figures(result: FinetuneResult) -> dict[str, Any]:
+    """What ``results.json`` says of a result: each seed by its number as text, and means and deviations by split."""
     seeds = sorted(result.by_seed.items())
-    record: dict[str, Any] = {
+    found: dict[str, Any] = {
         "metric": result.metric,
         "best_epoch": {str(seed): r.best_epoch for seed, r in seeds},
         "seconds": round(sum(r.seconds for _, r in seeds), 3),
         "seeds": {str(seed): asdict(r) for seed, r in seeds},
-        "versions": versions(),
     }
     for split in ("dev", "test"):
-        record[split] = {str(seed): getattr(r, split) for seed, r in seeds}
-        record[f"{split}_mean"], record[f"{split}_std"] = result.mean(split), result.std(split)
-    return record
+        found[split] = {str(seed): getattr(r, split) for seed, r in seeds}
+        found[f"{split}_mean"], found[f"{split}_std"] = result.mean(split), result.std(split)
+    return found

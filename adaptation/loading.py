@@ -106,10 +106,7 @@ def load_masked_lm(folder: Path) -> tuple[Any, set[str]]:
     model, missing = _load(AutoModelForMaskedLM, folder, config)
     if not missing:
         return model, missing
-    if any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
-        raise ModelError(
-            f"model {folder} lacks weights of its encoder, such as {min(missing)}: it cannot be trained on"
-        )
+    _check_encoder(folder, {name for name in missing if name.startswith(f"{model.base_model_prefix}.")})
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.tie_word_embeddings = True
     return _load(AutoModelForMaskedLM, folder, config)
@@ -138,12 +135,16 @@ def load_classifier(folder: Path, labels: list[str], dropout: float) -> Any:
         if hasattr(config, name):
             setattr(config, name, dropout)
     model, missing = _load(AutoModelForSequenceClassification, folder, config, ignore_mismatched_sizes=True)
-    encoder = {n for n in missing if n.startswith(f"{model.base_model_prefix}.") and ".pooler." not in n}
-    if encoder:
-        raise ModelError(
-            f"model {folder} lacks weights of its encoder, such as {min(encoder)}: it cannot be trained on"
-        )
+    _check_encoder(folder, {n for n in missing if n.startswith(f"{model.base_model_prefix}.") and ".pooler." not in n})
     return model
+
+
+def _check_encoder(folder: Path, missing: set[str]) -> None:
+    """Refuses a model that lacks weights of its encoder."""
+    if missing:
+        raise ModelError(
+            f"model {folder} lacks weights of its encoder, such as {min(missing)}: it cannot be trained on"
+        )
 
 
 def load_config(folder: Path) -> Any:

@@ -11,13 +11,21 @@ more than the asked share is masked, and it gives up the 80/10/10 rule.
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
+
+from adaptation.texts import open_pieces, tokenise
 
 IGNORED = -100
 HELD_OUT_EPOCH = -1
@@ -42,6 +50,12 @@ class Pieces(Dataset[Any]):
     def __init__(self, pieces: Any) -> None:
         self._pieces = pieces.with_format("arrow")
 
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of every piece, special tokens included: int64 [pieces]."""
+        lengths: npt.NDArray[np.int64] = self._pieces.data.column("length").to_numpy().astype(np.int64)
+        return lengths
+
     def __len__(self) -> int:
         return len(self._pieces)
 
@@ -50,6 +64,15 @@ class Pieces(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[list[int], pa.Table]:
         return self.__getitems__([row])
+
+
+@contextmanager
+def passing_pieces(texts: pa.ChunkedArray, tokenizer: Any, max_tokens: int) -> Iterator[Pieces]:
+    """Texts as pieces, whose file is there within; see `adaptation.texts.tokenise`."""
+    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
+        file = Path(scratch) / "pieces.arrow"
+        tokenise(texts, tokenizer, max_tokens, False, file)
+        yield Pieces(open_pieces(file))
 
 
 def padded(column: pa.ChunkedArray, fill: int) -> torch.Tensor:

@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptation.settings import AdaptSettings as AdaptSettings
 from adaptation.tasks import load_labelled
-from adaptation.texts import TrainingText, lengths_of, open_pieces, read_training_text, texts_in_pieces, tokenise
+from adaptation.texts import TrainingText, open_pieces, read_training_text, texts_in_pieces, tokenise
 from selection.errors import NearkinError
 from selection.files import (
     ASIDE,
@@ -44,66 +45,6 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "adaptation.json"
 LOOK_SECONDS = 0.5
-SEEDS = 2**32  # NumPy's generator, which set_seed seeds too, takes no more
-
-
-@dataclass(frozen=True)
-class AdaptSettings:
-    """How to train; the defaults are those of TAPT (Don't Stop Pretraining, appendix table 13).
-
-    Attributes:
-        epochs: passes over the training text, each with new masks.
-        max_steps: optimiser steps instead of `epochs`.
-        batch_size: pieces an optimiser step takes, over all processes; reached by gradient accumulation.
-        micro_batch: pieces a forward pass takes on one device.
-        learning_rate: peak, after a warm-up over 6 % of the steps, before a linear decay.
-        max_tokens: longest piece; None for what the model takes, at most 512.
-        mlm_probability: share of tokens to predict; of them 80 % are masked, 10 % replaced, 10 % left.
-        whole_word: choose words instead of tokens.
-        held_out: share of distinct texts to measure on where no file of them is given.
-        head_warmup_steps: steps that train a new head alone, before the encoder moves; never more than the run has.
-        head_learning_rate: their peak learning rate.
-        bf16: ``auto``, ``on`` or ``off``.
-        seed: draws held-out texts, order, masks, dropout and a new head.
-        checkpoint_minutes: time between checkpoints; changes no result.
-        task_batch: with a task to be learnt jointly, its labelled examples an optimiser step takes.
-        task_weight: of their mean cross-entropy against the masked-LM loss.
-        keep_order: take the texts in the order in which they are given (a set's ``--order curriculum``), every epoch.
-    """
-
-    epochs: int = 100
-    max_steps: int | None = None
-    batch_size: int = 256
-    micro_batch: int = 32
-    learning_rate: float = 1e-4
-    max_tokens: int | None = None
-    mlm_probability: float = 0.15
-    whole_word: bool = False
-    held_out: float = 0.05
-    head_warmup_steps: int = 100
-    head_learning_rate: float = 3e-3
-    bf16: str = "auto"
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    keep_order: bool = False
-    task_batch: int = 16
-    task_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "epochs", "batch_size", "micro_batch", "learning_rate", "head_learning_rate", "task_batch", "task_weight",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise NearkinError(f"{name.replace('_', ' ')} must be more than 0, not {getattr(self, name)}")
-        for name in ("mlm_probability", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise NearkinError(f"{name.replace('_', ' ')} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise NearkinError(f"the number of steps must be at least 1, not {self.max_steps}")
-        if not 0 <= self.seed < SEEDS:
-            raise NearkinError(f"the seed must lie between 0 and {SEEDS - 1}, not {self.seed}")
-        if self.head_warmup_steps < 0:
-            raise NearkinError(f"the head's warm-up must be 0 steps or more, not {self.head_warmup_steps}")
 
 
 @dataclass(frozen=True)
@@ -174,8 +115,6 @@ def adapt(
     started = time.monotonic()
     settings, out = settings or AdaptSettings(), Path(os.path.abspath(out))  # noqa: PTH100
     check_replaceable(out, overwrite, RESULT_FILE)
-    # cuBLAS reads this when CUDA starts, so it must be set before; without it the same run gives other bits.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quiet_libraries()
     from adaptation.training import alone_at, repeatable
 
@@ -229,10 +168,9 @@ class _Run:
         settings, tokenizer = self.settings, self.tokenizer
         self.progress: dict[str, Any] = self._prepare_work()
         self.bf16, self.counts = bool(self.progress["bf16"]), self.progress["counts"]
-        data, measured = open_pieces(self.work / "train.arrow"), open_pieces(self.work / "held-out.arrow")
-        self.lengths, self.held_out_lengths = lengths_of(data), lengths_of(measured)
-        self.split_texts = texts_in_pieces(data)
-        self.data, self.pieces, self.held_out = data, Pieces(data), Pieces(measured)
+        self.data = open_pieces(self.work / "train.arrow")
+        self.split_texts = texts_in_pieces(self.data)
+        self.pieces, self.held_out = Pieces(self.data), Pieces(open_pieces(self.work / "held-out.arrow"))
         batch = self.micro * self.accumulate * self.processes.num_processes
         self.steps = settings.max_steps or settings.epochs * math.ceil(len(self.pieces) / batch)
         self.epoch = Epoch()
@@ -255,8 +193,7 @@ class _Run:
         return found
 
     def _identity(self, text: TrainingText) -> str:
-        unshaping = {"checkpoint_minutes"} if self.task else {"checkpoint_minutes", "task_batch", "task_weight"}
-        unshaping |= {"held_out"} if self.held_out_file else set()
+        unshaping = AdaptSettings.unshaping(self.task is not None, self.held_out_file is not None)
         unshaping |= {"epochs"} if self.settings.max_steps else set()
         unshaping |= set() if self.new_head else {"head_warmup_steps", "head_learning_rate"}
         settings = {name: value for name, value in asdict(self.settings).items() if name not in unshaping}
@@ -332,8 +269,8 @@ class _Run:
         counts = self.counts
         self.say(
             f"{counts['train']} texts to train on ({counts['duplicates']} duplicates, {counts['withheld']} withheld "
-            f"left out), {counts['held_out']} held out; {int(self.lengths.sum())} tokens in {len(self.pieces)} pieces "
-            f"of at most {self.max_tokens} ({self.split_texts} texts split)"
+            f"left out), {counts['held_out']} held out; {int(self.pieces.lengths.sum())} tokens in "
+            f"{len(self.pieces)} pieces of at most {self.max_tokens} ({self.split_texts} texts split)"
         )
         device = "CUDA" if self.processes.device.type == "cuda" else self.processes.device.type
         self.say(
@@ -367,10 +304,18 @@ class _Run:
         losses = {k: self.progress.get(k) for k in ("before", "after_head_warmup")} | {"after": self._measure()}
         state = trainer.state
         result = AdaptResult(
-            self.out, losses, bool(self.new_head), self.counts["train"], len(self.pieces), self.split_texts,
-            state.global_step, int(state.num_input_tokens_seen), taken, int(state.num_input_tokens_seen) - before,
-            time.monotonic() - started,
-        )  # fmt: skip
+            out=self.out,
+            held_out_loss=losses,
+            new_head=bool(self.new_head),
+            texts=self.counts["train"],
+            pieces=len(self.pieces),
+            split_texts=self.split_texts,
+            steps=state.global_step,
+            tokens_seen=int(state.num_input_tokens_seen),
+            training_seconds=taken,
+            training_tokens=int(state.num_input_tokens_seen) - before,
+            seconds=time.monotonic() - started,
+        )
         if self.processes.is_main_process:
             self._write(result, overwrite)
         self.processes.wait_for_everyone()
@@ -386,8 +331,8 @@ class _Run:
         began = time.monotonic()
         self.progress["before"], self.progress["after_head_warmup"] = self._measure(), None
         # A training step costs about three forward passes over the same tokens.
-        speed = self.held_out_lengths.sum() / (time.monotonic() - began)
-        seconds = 3 * self.lengths.mean() * self.micro * self.accumulate * self.steps / speed
+        speed = self.held_out.lengths.sum() / (time.monotonic() - began)
+        seconds = 3 * self.pieces.lengths.mean() * self.micro * self.accumulate * self.steps / speed
         loss = self.progress["before"]
         self.say(f"held-out masked-LM loss before: {loss:.4f}; training takes about {human_seconds(seconds)}")
         if steps := self._warmup_steps():
@@ -426,7 +371,6 @@ class _Run:
             args=arguments,
             train_dataset=self.pieces,
             data_collator=self.masker,
-            lengths=self.lengths,
             order_seed=self.settings.seed,
             epoch=self.epoch,
             keep_order=self.settings.keep_order,
@@ -437,7 +381,7 @@ class _Run:
     def _measure(self) -> float:
         from adaptation.training import held_out_loss
 
-        return held_out_loss(self.model, self.held_out, self.held_out_lengths, self.measurer, self.rows, self.micro)
+        return held_out_loss(self.model, self.held_out, self.measurer, self.rows, self.micro)
 
     def _write(self, result: AdaptResult, overwrite: bool) -> None:
         from adaptation.joint import remove_head
@@ -490,7 +434,7 @@ def _record(run: _Run, result: AdaptResult) -> dict[str, Any]:
         "texts": [asdict(source) for source in run.sources],
         "joint_task": str(run.task.task.path) if run.task else None,
         "counts": run.counts
-        | {"pieces": result.pieces, "split_texts": result.split_texts, "tokens": int(run.lengths.sum())},
+        | {"pieces": result.pieces, "split_texts": result.split_texts, "tokens": int(run.pieces.lengths.sum())},
         "settings": asdict(run.settings) | {"max_tokens": run.max_tokens, "bf16": run.bf16},
         "batch": {"processes": run.processes.num_processes, "micro": run.micro, "accumulation": run.accumulate},
         "new_head": result.new_head,

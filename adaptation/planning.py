@@ -137,36 +137,36 @@ class _Planner:
         held_out = None if of_domain or not part.guarded else task.task.path / "dev.jsonl"
         read = () if of_domain else ("train", "dev", "test") if part.has_task_text else ("dev",)
         return AdaptStep(
-            f"{title} on {self._corpus_title(part, task) if of_domain else task.task.name}",
-            task.identity() if part.joint else _fingerprint_of(task.task, read),
-            model,
-            task.task.path if part.has_task_text else None,
-            (chosen,) if chosen else (),
-            held_out,
-            settings,
-            part.joint,
+            title=f"{title} on {self._corpus_title(part, task) if of_domain else task.task.name}",
+            inputs=task.identity() if part.joint else _fingerprint_of(task.task, read),
+            before=model,
+            task=task.task.path if part.has_task_text else None,
+            sets=(chosen,) if chosen else (),
+            held_out=held_out,
+            settings=settings,
+            joint=part.joint,
         )
 
     def _loss(self, name: str, task: LabelledTask, model: Model) -> LossStep:
         usual = self.recipe.adapting(Phase(()), "adapt")  # the same for every phase, whatever its own settings
         return LossStep(
-            f"{name} on {task.task.name}",
-            _fingerprint_of(task.task, ("dev",)),
-            model,
-            task.task.path,
-            usual.max_tokens,
-            usual.seed,
+            title=f"{name} on {task.task.name}",
+            inputs=_fingerprint_of(task.task, ("dev",)),
+            before=model,
+            task=task.task.path,
+            max_tokens=usual.max_tokens,
+            seed=usual.seed,
         )
 
     def _finetune(self, phase: Phase, task: LabelledTask, model: Model) -> FinetuneStep:
         settings = self.recipe.finetuning(phase)
         metric = settings.metric or metric_of(task.task.name)
         return FinetuneStep(
-            f"{phase.name} on {task.task.name}",
-            fingerprint(task.identity(), metric),
-            model,
-            task.task.path,
-            settings,
+            title=f"{phase.name} on {task.task.name}",
+            inputs=fingerprint(task.identity(), metric),
+            before=model,
+            task=task.task.path,
+            settings=settings,
         )
 
     def _select(self, part: Part, task: LabelledTask) -> SelectStep | None:
@@ -273,20 +273,22 @@ class _Planner:
         guarded = [path for task in others for path in (task.path / "dev.jsonl", task.path / "test.jsonl")]
         guarded = guarded if part.guarded else []
         splits = ("train", "dev", "test")
+        texts = [_fingerprint_of(first, splits), *(_fingerprint_of(other, splits[1:]) for other in others)]
         return SelectStep(
-            f"{part.name} for {', '.join(task.task.name for task in tasks)}" + (f": {name}" if name else ""),
-            fingerprint(_fingerprint_of(first, splits), *(_fingerprint_of(o, splits[1:]) for o in others), *inputs),
-            first.path,
-            method,
-            budget or self.recipe.budget(part),
-            None if file else self.recipe.store,
-            file,
-            tuple(guarded),
-            "ngrams" if file and self.recipe.near == "all" else self.recipe.near,  # a file has no embeddings
-            self.recipe.encoder,
-            self.recipe.seed,
-            part.guarded,
-            method_file,
+            title=f"{part.name} for {', '.join(task.task.name for task in tasks)}" + (f": {name}" if name else ""),
+            inputs=fingerprint(*texts, *inputs),
+            task=first.path,
+            method=method,
+            budget=budget or self.recipe.budget(part),
+            store=None if file else self.recipe.store,
+            file=file,
+            exclude=tuple(guarded),
+            # A file has no embeddings.
+            near="ngrams" if file and self.recipe.near == "all" else self.recipe.near,
+            encoder=self.recipe.encoder,
+            seed=self.recipe.seed,
+            guarded=part.guarded,
+            method_file=method_file,
         )
 
     def _corpora(self) -> list[str]:

@@ -25,7 +25,8 @@ from adaptation.tasks import LabelledTask, load_labelled
 from adaptation.texts import MOST_HELD_OUT
 from selection.corpus import Corpus
 from selection.domains import domains_of, sampled
-from selection.selectors.domain import PartOfCorpus
+from selection.selectors.domain import DomainSelector, PartOfCorpus
+from selection.selectors.registry import find_selector
 from selection.store import Store
 from selection.tokens import count_tokens
 
@@ -185,8 +186,8 @@ class Predictor:
             return self._size(counted[0], texts)
         assert step.store is not None
         corpus: Corpus = Store(step.store).corpus
-        source = step.method.partition("source=")[2] if step.method.startswith("domain:source=") else None
-        passages = PartOfCorpus(corpus, source)
+        selector = find_selector(step.method)
+        passages = PartOfCorpus(corpus, selector.source if isinstance(selector, DomainSelector) else None)
         sample = passages.doc_ids(_spread(len(passages)).to_numpy())
         size = self._size(len(passages), corpus.take(sample, ["text"])["text"])
         budget, examples = step.budget, len(self._task(step.task).splits["train"])

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from adaptation.finetune import FinetuneSettings
-from adaptation.mlm import SEEDS, AdaptSettings
 from adaptation.phases import Part, Phase, parse_phase
+from adaptation.settings import SEEDS, AdaptSettings, FinetuneSettings
 from selection.errors import InputError, NearkinError, did_you_mean, explain_os_error
 from selection.filling import Budget
 from selection.gate import NEAR

@@ -28,7 +28,7 @@ from selection.files import locked, write_json
 from selection.models import quiet_libraries
 from selection.terminal import aligned
 from selection.versions import versions
-from selection.wording import human_seconds
+from selection.wording import human_seconds, mean_and_sd, or_dash
 
 logger = logging.getLogger(__name__)
 
@@ -241,27 +241,27 @@ def row_of(arm: Arm, cache: Path, there: set[str]) -> Row:
     tuned = arm.finetune.record(cache)
     steps = {step.key: step for step in arm.steps}
     return Row(
-        arm.task,
-        arm.phase.name,
-        tuned["metric"],
-        round(sum(found["seconds"] for found in sets), 3) if sets else None,
-        sum(found["passages"] for found in sets) if sets else None,
-        sum(found["tokens"] for found in sets) if sets else None,
-        sum(record["steps"] for _, record in parts),
-        sum(record["tokens_seen"] for _, record in parts),
-        round(sum(record["seconds"] for _, record in parts), 3),
-        arm.before.record(cache)["loss"],
-        arm.loss.record(cache)["loss"],
-        tuned["seconds"],
-        tuned["dev_mean"],
-        tuned["dev_std"],
-        tuned["test_mean"],
-        tuned["test_std"],
-        tuned["dev"],
-        tuned["test"],
-        [_part(step, record) for step, record in parts],
-        [f"{step.kind} {step.title}" for key, step in steps.items() if key in there],
-        folders_of(arm, cache),
+        task=arm.task,
+        phase=arm.phase.name,
+        metric=tuned["metric"],
+        selection_seconds=round(sum(found["seconds"] for found in sets), 3) if sets else None,
+        passages=sum(found["passages"] for found in sets) if sets else None,
+        set_tokens=sum(found["tokens"] for found in sets) if sets else None,
+        masked_lm_steps=sum(record["steps"] for _, record in parts),
+        tokens_seen=sum(record["tokens_seen"] for _, record in parts),
+        masked_lm_seconds=round(sum(record["seconds"] for _, record in parts), 3),
+        loss_before=arm.before.record(cache)["loss"],
+        loss_after=arm.loss.record(cache)["loss"],
+        finetune_seconds=tuned["seconds"],
+        dev_mean=tuned["dev_mean"],
+        dev_std=tuned["dev_std"],
+        test_mean=tuned["test_mean"],
+        test_std=tuned["test_std"],
+        dev=tuned["dev"],
+        test=tuned["test"],
+        parts=[_part(step, record) for step, record in parts],
+        cached=[f"{step.kind} {step.title}" for key, step in steps.items() if key in there],
+        folders=folders_of(arm, cache),
     )
 
 
@@ -308,7 +308,7 @@ def forecast(plan: Plan, cache: Path, predicted: dict[str, Prediction]) -> list[
         done = step.is_done(cache)
         seconds = "-" if done else human_seconds(guess.seconds)
         state = "there" if done else "to do"
-        rows.append((step.kind, step.title, state, _cell(guess.steps, ",d"), _cell(guess.tokens, ",d"), seconds))
+        rows.append((step.kind, step.title, state, or_dash(guess.steps, ",d"), or_dash(guess.tokens, ",d"), seconds))
     total = sum(guess.seconds for guess in predicted.values())
     to_do = sum(not step.is_done(cache) for step in plan.steps)
     head = ("step", "what", "", "updates", "tokens", "predicted")
@@ -322,14 +322,14 @@ def table(rows: Sequence[Row]) -> list[str]:
         (
             *([row.task] if several else []),
             row.phase,
-            _cell(row.passages, ",d"),
-            _cell(row.selection_seconds, ".1f"),
-            _cell(row.masked_lm_steps or None, ",d"),
-            _cell(row.tokens_seen or None, ",d"),
+            or_dash(row.passages, ",d"),
+            or_dash(row.selection_seconds, ".1f"),
+            or_dash(row.masked_lm_steps or None, ",d"),
+            or_dash(row.tokens_seen or None, ",d"),
             human_seconds(row.masked_lm_seconds) if row.masked_lm_steps else "-",
-            _cell(row.loss_after, ".3f"),
-            _f1(row.dev_mean, row.dev_std),
-            _f1(row.test_mean, row.test_std),
+            or_dash(row.loss_after, ".3f"),
+            mean_and_sd(row.dev_mean, row.dev_std),
+            mean_and_sd(row.test_mean, row.test_std),
         )
         for row in rows
     ]
@@ -338,11 +338,3 @@ def table(rows: Sequence[Row]) -> list[str]:
         "dev loss", "dev F1", "test F1",
     )  # fmt: skip
     return aligned([head, *lines], left=2 if several else 1)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _f1(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ({std:.1f})"

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selection.commands import add_command, positive, seed
+from selection.commands import add_command, positive, say, seed
 from selection.gate import NEAR
 from selection.wording import human_seconds
 
 if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from selection.commands import Subparsers
 
 ABOUT = """\
 Run phases of adaptive pretraining end to end: select, train the masked LM, measure its loss, finetune, F1 over seeds.
@@ -72,17 +72,16 @@ def register(subparsers: Subparsers) -> None:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Runs ``nearkin run``; returns the exit code."""
-    from adaptation.commands import _say
     from adaptation.recipe import read_recipe
     from adaptation.run import run, table
 
     recipe = read_recipe(options.recipe, {name: getattr(options, name) for name in OPTIONS})
-    result = run(recipe, cache=options.cache, dry_run=options.dry_run, say=_say)
+    result = run(recipe, cache=options.cache, dry_run=options.dry_run, say=say)
     if result.file is None:
-        _say("dry run: nothing was done")
+        say("dry run: nothing was done")
         return 0
-    _say("")
+    say("")
     for line in table(result.rows):
-        _say(line)
-    _say(f"written to {result.file} after {human_seconds(result.seconds)}")
+        say(line)
+    say(f"written to {result.file} after {human_seconds(result.seconds)}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adaptation.finetune import FinetuneSettings
 from adaptation.loading import load_classifier, load_masked_lm, load_tokenizer
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from adaptation.tasks import LabelledTask, metric_of
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Speed:
     step: float
 
 
-def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str, most: int = 32) -> Speed:
+def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str, most: int) -> Speed:
     """How fast a copy of the model is trained on `texts` as a masked LM; nothing is kept.
 
     Args:
@@ -44,21 +43,16 @@ def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str,
     """
     import torch
 
-    from adaptation.masking import Epoch, Masker, Pieces
+    from adaptation.masking import Epoch, Masker, passing_pieces
     from adaptation.precision import use_bf16
-    from adaptation.texts import lengths_of, open_pieces, tokenise
     from adaptation.training import MaskedRows, masked_loss, processes
 
     network, _ = load_masked_lm(folder)
     rounded = use_bf16(bf16)
     tokenizer, device = load_tokenizer(folder, masks=True), processes().device
     network.to(device).train()
-    masker, rows = Masker.of(tokenizer, 0.15, 0, Epoch()), MaskedRows(network)
-    with tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-        file = Path(scratch) / "pieces.arrow"
-        tokenise(texts, tokenizer, limit, False, file)
-        data = open_pieces(file)
-        lengths, pieces = lengths_of(data), Pieces(data)
+    masker, rows = Masker.of(tokenizer, AdaptSettings.mlm_probability, 0, Epoch()), MaskedRows(network)
+    with passing_pieces(texts, tokenizer, limit) as pieces:
 
         def loss_of(chosen: list[int]) -> torch.Tensor:
             inputs = {name: tensor.to(device) for name, tensor in masker(pieces.__getitems__(chosen)).items()}
@@ -67,7 +61,7 @@ def masked_lm_speed(folder: Path, texts: pa.ChunkedArray, limit: int, bf16: str,
                 return masked_loss(network(**inputs).logits, labels)
 
         # Rows of like length stand together in training too; spread over all lengths they are the text's mean.
-        return _speed(network, loss_of, lengths, np.argsort(lengths, kind="stable"), most)
+        return _speed(network, loss_of, pieces.lengths, np.argsort(pieces.lengths, kind="stable"), most)
 
 
 def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSettings) -> Speed:
@@ -75,14 +69,12 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
     import torch
 
     from adaptation.classifier import Finetuning
-    from adaptation.masking import Pieces
     from adaptation.precision import use_bf16
     from adaptation.training import processes
 
     run = Finetuning(folder, task, settings, metric_of(task.task.name), use_bf16(settings.bf16), lambda s: None)
-    data, device = run.splits["train"], processes().device
+    pieces, device = run.splits["train"], processes().device
     network = load_classifier(folder, task.labels, settings.dropout).to(device).train()
-    pieces = Pieces(data)
 
     def loss_of(chosen: list[int]) -> torch.Tensor:
         inputs = {name: tensor.to(device) for name, tensor in run.collate(pieces.__getitems__(chosen)).items()}
@@ -90,8 +82,8 @@ def classifier_speed(folder: Path, task: LabelledTask, settings: FinetuneSetting
             return network(**inputs).loss  # type: ignore[no-any-return]
 
     # Whole batches at random, as in training: what is padding depends on how many rows stand together.
-    order = np.random.default_rng(0).permutation(len(run.lengths))
-    return _speed(network, loss_of, run.lengths, order, run.per_device, run.per_device)
+    order = np.random.default_rng(0).permutation(len(pieces))
+    return _speed(network, loss_of, pieces.lengths, order, run.per_device, run.per_device)
 
 
 def _speed(

@@ -14,19 +14,17 @@ import json
 import logging
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
-
 from adaptation import finetune as finetuning
 from adaptation import mlm
-from adaptation.finetune import FinetuneSettings
-from adaptation.mlm import AdaptSettings
+from adaptation.finetune import FinetuneResult, SeedResult
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from selection.files import fingerprint, locked, sweep, write_json
 from selection.filling import Budget
 
@@ -37,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "3"  # raised where a step comes to give another result for the same inputs
 LOSS_DOCUMENTS = 1000
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Step(ABC):
         """What else shapes the result: settings, and keys of other steps; plain values."""
 
     @abstractmethod
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         """Makes the result; goes on where an earlier call was stopped."""
 
     def make(self, cache: Path) -> None:
@@ -144,14 +140,14 @@ class SelectStep(Step):
         found: Any = find_selector(self.method)
         return cast("Selector", replace(found, file=self.method_file))
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         from selection.augmentation import select
 
         with _store_or_empty(self.store) as store:
             select(
                 store, self.task, self.folder(cache), self.how(), self.budget, exclude=self.exclude, near=self.near,
                 encoder=self.encoder if self.file is None else None, seed=self.seed, guarded=self.guarded,
-                overwrite=True, report=say,
+                overwrite=True,
             )  # fmt: skip
 
 
@@ -191,11 +187,8 @@ class AdaptStep(Step):
     result: ClassVar[str] = mlm.RESULT_FILE
 
     def shape(self) -> dict[str, Any]:
-        settings = {**asdict(self.settings), "checkpoint_minutes": None}
-        if not self.joint:
-            settings |= {"task_batch": None, "task_weight": None}
-        if self.held_out is not None:
-            settings["held_out"] = None
+        unshaping = AdaptSettings.unshaping(self.joint, self.held_out is not None)
+        settings = asdict(self.settings) | dict.fromkeys(unshaping)
         sets = [chosen.key for chosen in self.sets]
         joint = {"joint": True} if self.joint else {}
         return {"before": self.before.key, "task": self.task is not None, "sets": sets, "settings": settings, **joint}
@@ -203,12 +196,12 @@ class AdaptStep(Step):
     def location(self, cache: Path) -> str:
         return str(self.folder(cache))
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         texts = [*([self.task] if self.task else []), *(chosen.folder(cache) for chosen in self.sets)]
         mlm.adapt(
             self.before.location(cache), texts, self.folder(cache), settings=self.settings, held_out=self.held_out,
             joint=self.task if self.joint else None, guarded=all(chosen.guarded for chosen in self.sets),
-            overwrite=True, say=say,
+            overwrite=True,
         )  # fmt: skip
 
 
@@ -230,7 +223,7 @@ class LossStep(Step):
     def shape(self) -> dict[str, Any]:
         return {"before": self.before.key, "max_tokens": self.max_tokens, "seed": self.seed}
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         from adaptation.domain_loss import domain_losses
         from adaptation.loading import NoMaskedLMError
 
@@ -238,10 +231,10 @@ class LossStep(Step):
         try:
             (loss,) = domain_losses(
                 self.before.location(cache), [("dev", str(self.task / "dev.jsonl"))], documents=LOSS_DOCUMENTS,
-                max_tokens=self.max_tokens, seed=self.seed, say=say,
+                max_tokens=self.max_tokens, seed=self.seed, say=logger.info,
             )  # fmt: skip
         except NoMaskedLMError as error:
-            say(str(error))
+            logger.info("%s", error)
             loss = None
         write_json(self.folder(cache) / self.result, {"loss": loss, "documents": LOSS_DOCUMENTS})
 
@@ -269,21 +262,14 @@ class FinetuneStep(Step):
         return sum(int(seed) < self.settings.seeds for seed in super().record(cache)["seeds"])
 
     def record(self, cache: Path) -> dict[str, Any]:
-        """Of the seeds asked for: ``metric``, ``seconds``, and by split ``dev``, ``test``, ``*_mean``, ``*_std``."""
+        """The figures of the seeds asked for, see `adaptation.finetune.figures`."""
         whole = super().record(cache)
-        seeds = {seed: row for seed, row in whole["seeds"].items() if int(seed) < self.settings.seeds}
-        found: dict[str, Any] = {
-            "metric": whole["metric"], "seconds": round(sum(row["seconds"] for row in seeds.values()), 3)
-        }  # fmt: skip
-        for split in ("dev", "test"):
-            values = [row[split] for row in seeds.values()]
-            found[split] = {seed: row[split] for seed, row in seeds.items()}
-            found[f"{split}_mean"] = float(np.mean(values))
-            found[f"{split}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return found
+        wanted = {int(seed): row for seed, row in whole["seeds"].items() if int(seed) < self.settings.seeds}
+        by_seed = {seed: SeedResult(**row) for seed, row in wanted.items()}
+        return finetuning.figures(FinetuneResult(self.folder(cache), whole["metric"], by_seed))
 
-    def run(self, cache: Path, say: Say = logger.info) -> None:
+    def run(self, cache: Path) -> None:
         # Its key is the folder's name, so what lies there under another identity came of a model that was made anew.
         finetuning.finetune(
-            self.before.location(cache), self.task, self.folder(cache), settings=self.settings, overwrite=True, say=say
+            self.before.location(cache), self.task, self.folder(cache), settings=self.settings, overwrite=True
         )

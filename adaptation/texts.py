@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from selection.domains import domains_of, is_store
+from selection.domains import AUGMENTATION_FILE, domains_of, kind_of_domain
 from selection.errors import InputError
 from selection.finding import find_files
 from selection.guard import normalise
@@ -26,7 +26,6 @@ from selection.hashes import Seen, text_hashes
 from selection.reading import CALL_IT, COLUMNAR_KINDS, is_blank, kind_of, read_table, texts_of
 from selection.task import read_task
 
-AUGMENTATION_FILE = "augmentation.parquet"
 MOST_HELD_OUT = 1000
 BLOCK_ROWS, BLOCK_BYTES = 1000, 1 << 20
 EVALUATION = ("dev", "test")
@@ -139,20 +138,18 @@ def join_paths(paths: Sequence[Path | str]) -> str:
 
 def _open(path: Path) -> tuple[str, Iterator[pa.LargeStringArray], pa.ChunkedArray]:
     """(what it is, its texts, those of its dev and test)."""
-    nothing = pa.chunked_array([], pa.large_string())
-    a_set = (path / AUGMENTATION_FILE).is_file()
-    if not a_set and (path / "train.jsonl").is_file():
+    kind, nothing = kind_of_domain(path), pa.chunked_array([], pa.large_string())
+    if kind == "task":
         task = read_task(path)
         columns = [task.splits[split]["text"].chunks for split in EVALUATION if split in task.splits]
-        return "task", iter(task.train_texts.chunks), pa.chunked_array(chain.from_iterable(columns), pa.large_string())
-    a_store = is_store(path)
-    if path.is_dir() and not (a_set or a_store or _has_tables(path)):
+        return kind, iter(task.train_texts.chunks), pa.chunked_array(chain.from_iterable(columns), pa.large_string())
+    if kind == "file" and path.is_dir() and not _has_tables(path):
         raise InputError(
             f"{path} is neither a task folder (no train.jsonl) nor an augmentation set (no {AUGMENTATION_FILE}), "
             "a store or a folder of Parquet"
         )
     texts = chain.from_iterable(batches for _, batches in domains_of("text", str(path), "text", CALL_IT))
-    return "set" if a_set else "store" if a_store else "file", texts, nothing
+    return kind, texts, nothing
 
 
 def _has_tables(folder: Path) -> bool:
@@ -245,11 +242,6 @@ def open_pieces(file: Path) -> Any:
     import datasets
 
     return datasets.Dataset.from_file(str(file))
-
-
-def lengths_of(pieces: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Tokens of every piece, special tokens included: int64 [pieces]."""
-    return pieces.data.column("length").to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
 def texts_in_pieces(pieces: Any) -> int:

@@ -218,7 +218,6 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
     """A Trainer over `Pieces` whose batches depend on (seed, epoch) alone, and that stops at a loss that is no number.
 
     Args:
-        lengths: tokens of every training piece.
         order_seed: draws the order of batches.
         epoch: counter shared with the collator.
         keep_order: batches in the order of the pieces, instead of a random one.
@@ -229,7 +228,6 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        lengths: np.ndarray[Any, Any],
         order_seed: int,
         epoch: Epoch,
         keep_order: bool = False,
@@ -239,15 +237,15 @@ class SteadyTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**others)
         suit_cpu(self.model)
         self._keep_order, self._batches = keep_order, batches
-        self._lengths, self._order_seed, self._epoch_counter = lengths, order_seed, epoch
+        self._order_seed, self._epoch_counter = order_seed, epoch
         self.add_callback(EpochClock(epoch))
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if self._keep_order:
-            return SequentialSampler(range(len(self._lengths)))
+            return SequentialSampler(self.train_dataset)
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return self._batches(self._lengths, step, self._order_seed, self._epoch_counter)
+        return self._batches(self.train_dataset.lengths, step, self._order_seed, self._epoch_counter)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -332,9 +330,7 @@ class MaskedLMTrainer(SteadyTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def held_out_loss(
-    model: Any, pieces: Pieces, lengths: np.ndarray[Any, Any], masker: Masker, rows: MaskedRows, batch: int
-) -> float:
+def held_out_loss(model: Any, pieces: Pieces, masker: Masker, rows: MaskedRows, batch: int) -> float:
     """Mean masked-LM loss in nats over held-out pieces, in float32, with masks fixed by the masker's seed.
 
     The masks and the format are the same at every call, so losses differ by the model alone.
@@ -342,7 +338,6 @@ def held_out_loss(
     Args:
         model: a masked LM, put back into the mode it came in.
         pieces: held-out pieces.
-        lengths: their tokens, int64 [pieces].
         masker: its epoch is set to one that training never has.
         rows: the model's.
         batch: pieces a forward pass takes.
@@ -353,7 +348,7 @@ def held_out_loss(
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     masker.epoch.number = HELD_OUT_EPOCH
-    order = np.argsort(-lengths, kind="stable").tolist()
+    order = np.argsort(-pieces.lengths, kind="stable").tolist()
     total, count = 0.0, 0
     with torch.inference_mode():
         for at in range(0, len(order), batch):
@@ -388,6 +383,8 @@ def repeatable() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
+    # cuBLAS reads it when CUDA starts; without it the same run gives other bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic
     was = torch.are_deterministic_algorithms_enabled()
     filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False  # a kernel a tensor

@@ -10,19 +10,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.choices import PARTS, PATHS
 from selection.commands import add_command, positive, say, seed, share
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from benchmarks.results import Row
-
-COMPILED = "compiled"
-PATHS = ("exact", "bf16", COMPILED, "int8", "static")
-PARTS = ("masked LM", "finetuning")
+    from selection.commands import Subparsers
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(commands: Subparsers) -> None:
     """Adds this floor's commands."""
     demo = add_command(
         commands,
@@ -55,7 +53,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _register_memory(benches)
 
 
-def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_throughput(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "throughput",
@@ -82,10 +80,11 @@ def _register_throughput(benches: argparse._SubParsersAction[argparse.ArgumentPa
         "--min-recall", type=share, default=0.0, help="take the first int8 candidate that reaches it (default: any)"
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="recall against speed, as .png, .svg or .pdf")
-    _shared(parser)
+    _add_rounds(parser)
+    _add_out(parser)
 
 
-def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_search(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "search",
@@ -118,10 +117,11 @@ def _register_search(benches: argparse._SubParsersAction[argparse.ArgumentParser
         "--scratch", metavar="DIR", type=Path, help="for larger corpora and indexes; kept for the next run"
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="recall against seconds, as .png, .svg or .pdf")
-    _shared(parser)
+    _add_rounds(parser)
+    _add_out(parser)
 
 
-def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_cascade(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "cascade",
@@ -149,10 +149,10 @@ def _register_cascade(benches: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--min-recall", type=share, default=0.95, help="what it promises (default: 0.95)")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="gain and recall, as .png, .svg or .pdf")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+    _add_out(parser)
 
 
-def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_selectors(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "selectors",
@@ -174,10 +174,10 @@ def _register_selectors(benches: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--scratch", metavar="DIR", type=Path, help="for the sets; they are left there")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="what is picked against seconds (.png, .svg, .pdf)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+    _add_out(parser)
 
 
-def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_training(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "training",
@@ -197,10 +197,10 @@ def _register_training(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="longest input (default: 128)")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each (default: 3)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="speed beside the plain way's (.png, .svg, .pdf)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+    _add_out(parser)
 
 
-def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_frontier(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "frontier",
@@ -239,7 +239,7 @@ def _register_frontier(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="results, a row a cell; appended to")
 
 
-def _register_chunking(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_chunking(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "chunking",
@@ -257,10 +257,10 @@ def _register_chunking(benches: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--rounds", type=positive, default=3, help="each way in turn, so often (default: 3)")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="whose tokenizer counts")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+    _add_out(parser)
 
 
-def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_memory(benches: Subparsers) -> None:
     parser = add_command(
         benches,
         "memory",
@@ -275,10 +275,10 @@ def _register_memory(benches: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--max-tokens", type=positive, help="cut the encoder's input, to finish in minutes")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
+    _add_out(parser)
 
 
-def _register_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_report(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "report",
@@ -299,8 +299,11 @@ def _register_report(commands: argparse._SubParsersAction[argparse.ArgumentParse
     )
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=3, help="timed rounds (default: 3)")
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows to this Parquet file")
 
 
@@ -332,10 +335,8 @@ def run_report(args: argparse.Namespace) -> int:
 def run_throughput(args: argparse.Namespace) -> int:
     from benchmarks.plots import plot_throughput
     from benchmarks.throughput import throughput
-    from selection.plotting import require_plots
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     rows = throughput(
         args.corpus,
         passages=args.passages,
@@ -356,10 +357,8 @@ def run_search(args: argparse.Namespace) -> int:
     from benchmarks.peers import PEERS
     from benchmarks.plots import plot_search
     from benchmarks.search import search
-    from selection.plotting import require_plots
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     rows = search(
         args.store,
         args.task,
@@ -381,10 +380,8 @@ def run_search(args: argparse.Namespace) -> int:
 
 def run_cascade(args: argparse.Namespace) -> int:
     from benchmarks.cascade import cascade, plot_cascade
-    from selection.plotting import require_plots
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     rows = cascade(
         args.store,
         args.tasks,
@@ -406,10 +403,8 @@ def run_selectors(args: argparse.Namespace) -> int:
     from benchmarks.selector_peers import PEERS
     from benchmarks.selectors import METHODS, plot_selectors, selectors
     from selection.errors import InputError
-    from selection.plotting import require_plots
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     peers = list(PEERS) if args.peers is None else args.peers
     if unknown := [peer for peer in peers if peer not in PEERS]:
         raise InputError(f"unknown peer {unknown[0]!r}: choose from {', '.join(PEERS)}")
@@ -431,12 +426,9 @@ def run_selectors(args: argparse.Namespace) -> int:
 
 
 def run_training(args: argparse.Namespace) -> int:
-    from benchmarks.results import format_rows, machine
     from benchmarks.training import Training, plot_training, summary, training
-    from selection.plotting import require_plots
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     what = Training(
         args.model, args.task, tuple(args.text), steps=args.steps, epochs=args.epochs, max_tokens=args.max_tokens
     )
@@ -444,19 +436,16 @@ def run_training(args: argparse.Namespace) -> int:
     found = summary(rows)
     if args.plot:
         plot_training(found, args.plot)
-    print("\n".join(["", *format_rows(found), machine()]))
-    return 0
+    return _finish(found, None)  # the rows themselves are written, beside those of other calls
 
 
 def run_frontier(args: argparse.Namespace) -> int:
     from adaptation.recipe import read_recipe
-    from benchmarks.frontier import frontier, phase_names, summary, unguarded
+    from benchmarks.frontier import frontier, phase_names, unguarded
     from benchmarks.frontier_plot import plot_frontier
-    from benchmarks.results import format_rows, machine
-    from selection.plotting import require_plots
+    from benchmarks.grid import summary
 
-    if args.plot:
-        require_plots("--plot", args.plot)
+    _check_plot(args.plot)
     phases = phase_names(args.methods)
     options = {
         "tasks": args.tasks, "store": args.store, "model": args.model, "preset": args.preset, "encoder": args.encoder,
@@ -470,8 +459,7 @@ def run_frontier(args: argparse.Namespace) -> int:
     found = summary(rows)
     if args.plot:
         plot_frontier(rows, args.plot)
-    print("\n".join(["", *format_rows(found), machine()]))
-    return 0
+    return _finish(found, None)  # the rows themselves are written, beside those of other calls
 
 
 def run_chunking(args: argparse.Namespace) -> int:
@@ -497,6 +485,14 @@ def run_memory(args: argparse.Namespace) -> int:
         say=say,
     )
     return _finish(rows, args.out)
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Before anything is measured."""
+    from selection.plotting import require_plots
+
+    if plot:
+        require_plots("--plot", plot)
 
 
 def _finish(rows: list[Row], out: Path | None) -> int:

@@ -22,8 +22,8 @@ from selection.files import write_json
 from selection.ingest import CorpusSpec
 from selection.models import DEFAULT_ENCODER
 from selection.querying import query
-from selection.terminal import plain
-from selection.wording import human_seconds
+from selection.terminal import aligned, plain
+from selection.wording import human_seconds, or_dash
 
 PASSAGES = 2000
 TOKENS = 30_000
@@ -122,17 +122,15 @@ def _run_arm(
 
 def table(arms: list[Arm]) -> list[str]:
     """The arms as lines of a table."""
-
-    def cell(value: object, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    head = f"{'arm':<10} {'passages':>9} {'selection s':>12} {'tokens':>9} {'MLM loss':>9} {'F1':>6}"
-    rows = [
-        f"{a.arm:<10} {cell(a.passages, ',d'):>9} {cell(a.selection_seconds, '.2f'):>12} "
-        f"{cell(a.pretraining_tokens, ',d'):>9} {cell(a.masked_lm_loss, '.3f'):>9} {a.f1:>6.1f}"
-        for a in arms
-    ]
-    return [head, *rows]
+    rows = [("arm", "passages", "selection s", "tokens", "MLM loss", "F1")]
+    rows += [
+        (
+            arm.arm, or_dash(arm.passages, ",d"), or_dash(arm.selection_seconds, ".2f"),
+            or_dash(arm.pretraining_tokens, ",d"), or_dash(arm.masked_lm_loss, ".3f"), f"{arm.f1:.1f}",
+        )
+        for arm in arms
+    ]  # fmt: skip
+    return aligned(rows)
 
 
 def took(seconds: float) -> str:

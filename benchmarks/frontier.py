@@ -10,12 +10,10 @@ one recipe; a cell that an earlier grid in the file has in common with it is cop
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,9 +25,9 @@ from adaptation.prediction import Predictor
 from adaptation.recipe import USUAL_K, Recipe
 from adaptation.steps import FORMAT, FinetuneStep, SelectStep
 from adaptation.tasks import load_labelled, metric_of
+from benchmarks.processes import alone
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
-from benchmarks.significance import gain
 from selection.encoders import cascade_model
 from selection.files import fingerprint, locked, write_json
 from selection.models import quiet_libraries
@@ -95,12 +93,13 @@ def frontier(
         The grid's rows: ``grid`` (all of the recipe but tasks and phases, and what model and store hold, as JSON),
         ``key``, ``data`` (fingerprint of the task's texts and labels), ``task``, ``phase``,
         ``seed``, ``metric``, ``dev``, ``test`` (F1 in per cent), ``bf16`` (whether finetuning computed in it),
-        ``predicted`` (labels of the test examples, in file order);
+        ``best_epoch`` (from 1), ``predicted`` (labels of the test examples, in file order);
         ``embed_s`` (making the corpus's vectors, where the phase needs them: predicted from a trial), ``first_s`` and
         ``again_s`` (selecting on a store that knows nothing of the task yet, and once more), ``passages``,
         ``set_tokens``; ``steps``, ``tokens`` and ``pretrain_s`` of all masked-LM training; ``loss_before`` and ``loss``
         (nats, on the task's dev texts); ``finetune_s``; ``sets`` (their folders in the cache, by commas);
-        ``model``, ``preset``, ``settings`` (JSON), ``commit``, ``command``.
+        ``model``, ``preset``, ``budget`` (tokens of each set, None where none are named), ``settings`` (JSON),
+        ``commit``, ``command``.
 
     Raises:
         NearkinError: see `adaptation.run.run`; another process writes to `out`.
@@ -263,8 +262,7 @@ class _Grid:
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="nearkin-", dir=self.cache) as scratch:
             target = Path(scratch) / "set"
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(time_selection, store.path, step.task, step.how(), target, options).result()
+            found = alone(time_selection, store.path, step.task, step.how(), target, options)
         # A cascade encodes what it needs within the selection.
         needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
         return {
@@ -299,8 +297,8 @@ class _Grid:
         settled = self._settled() if step.settings.bf16 == AUTO else None
         bf16 = use_bf16(step.settings.bf16) if settled is None else settled
         tuning = Finetuning(folder, task, step.settings, metric, bf16, lambda line: None)
-        with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result, predicted = tuning.train(seed, Path(scratch))
+        with repeatable():
+            _, result, predicted = tuning.train(seed)
         found = {"metric": f"{metric}-F1", "dev": result.dev, "test": result.test, "bf16": tuning.bf16}
         known = {"finetune_s": result.seconds, "best_epoch": result.best_epoch}
         return {**found, **known, "predicted": [task.labels[number] for number in predicted.tolist()]}
@@ -348,53 +346,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return said[1] if Path(said[0]).resolve() == tree.resolve() else ""
-
-
-def scores(rows: Sequence[Row], phase: str, split: str = "test") -> dict[str, dict[int, float]]:
-    """F1 of a phase by task and seed, as `benchmarks.significance.gain` takes it."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row["phase"] == phase:
-            found.setdefault(row["task"], {})[row["seed"]] = row[split]
-    return found
-
-
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """One row a task and phase, then one a phase over all tasks: means, and gains over none and over random.
-
-    Args:
-        rows: of one grid.
-    """
-    phases, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("phase", "task"))
-    found = [_summed([row for row in rows if row["task"] == task], task, phase) for task in tasks for phase in phases]
-    if len(tasks) > 1:
-        found += [_summed(rows, "all", phase) for phase in phases]
-    return [row for row in found if row["seeds"]]
-
-
-def _summed(rows: Sequence[Row], task: str, phase: str) -> Row:
-    mine = [row for row in rows if row["phase"] == phase]
-    tests = scores(mine, phase)
-    means = [float(np.mean(list(by_seed.values()))) for by_seed in tests.values()]
-    spread = [float(np.std(list(by_seed.values()), ddof=1)) for by_seed in tests.values() if len(by_seed) > 1]
-    over = {name: gain(tests, scores(rows, other)) for name, other in (("none", "none"), ("random", "RAND-TAPT"))}
-    row: Row = {
-        "task": task, "phase": phase, "seeds": len({row["seed"] for row in mine}),
-        "f1": float(np.mean(means)) if means else None, "sd": float(np.mean(spread)) if spread else None,
-    }  # fmt: skip
-    for name, difference in over.items():
-        same = phase == {"none": "none", "random": "RAND-TAPT"}[name]
-        row[f"over_{name}"] = None if difference is None or same else difference.mean
-        row[f"p_{name}"] = None if difference is None or same else difference.p
-    for name in ("embed_s", "first_s", "again_s", "tokens", "pretrain_s", "loss"):
-        row[name] = mean_over_tasks(mine, name)
-    return row
-
-
-def mean_over_tasks(rows: Sequence[Row], name: str) -> float | None:
-    """Of a column: the mean of the tasks' means, what is not known left out."""
-    by_task: dict[str, list[float]] = {}
-    for row in rows:
-        if row[name] is not None:
-            by_task.setdefault(row["task"], []).append(row[name])
-    return float(np.mean([np.mean(values) for values in by_task.values()])) if by_task else None

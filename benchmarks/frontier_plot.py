@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptation.phases import UNGUARDED
-from benchmarks.frontier import summary
+from benchmarks.grid import Point, pareto, points
 from benchmarks.results import Row
 from selection.pages import cut
 from selection.scatter import LONGEST, Dot, place_names, x_axis
-from selection.wording import human_seconds
+from selection.wording import human_seconds, mean_and_sd
 
 FONT = 8
 
@@ -25,49 +24,6 @@ AXES = (
     ("tokens", "tokens of masked-LM training", True),
     ("loss", "masked-LM loss on dev texts, nats", False),
 )
-
-
-@dataclass(frozen=True)
-class Point:
-    """A phase over all tasks: its costs, by the names in `AXES`, mean F1 and its deviation over seeds, in per cent."""
-
-    phase: str
-    cost: dict[str, float]
-    f1: float
-    sd: float | None
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """One point a phase, of the rows over all tasks where there are several.
-
-    Args:
-        rows: of one grid (`benchmarks.frontier.frontier`).
-    """
-    summed = summary(rows)
-    tasks = {row["task"] for row in summed}
-    chosen = [row for row in summed if row["task"] == ("all" if len(tasks) > 1 else row["task"])]
-    found = []
-    for row in chosen:
-        cost = {
-            "selection": row["first_s"],
-            "selection_cold": row["first_s"] + row["embed_s"],
-            "compute": row["first_s"] + row["pretrain_s"],
-            "tokens": row["tokens"],
-            "loss": row["loss"],
-        }
-        known = {axis: value for axis, value in cost.items() if value is not None}
-        found.append(Point(row["phase"], known, row["f1"], row["sd"]))
-    return found
-
-
-def pareto(found: Sequence[Point], axis: str) -> list[Point]:
-    """Points that no other beats: none that costs as little or less has as much F1 or more; cheapest first."""
-    priced = sorted((p for p in found if axis in p.cost), key=lambda p: (p.cost[axis], -p.f1))
-    front: list[Point] = []
-    for point in priced:
-        if not front or point.f1 > front[-1].f1:
-            front.append(point)
-    return front
 
 
 def plot_frontier(rows: Sequence[Row], path: Path) -> None:
@@ -113,7 +69,7 @@ def _short(phase: str) -> str:
 def _words(point: Point, axis: str) -> str:
     value = point.cost[axis]
     cost = {"loss": f"{value:.3f} nats", "tokens": f"{value:,.0f} tokens"}.get(axis) or human_seconds(value)
-    return f"F1 {point.f1:.1f}" + (f" ({point.sd:.1f})" if point.sd is not None else "") + f", {cost}"
+    return f"F1 {mean_and_sd(point.f1, point.sd)}, {cost}"
 
 
 def _draw(axes: Any, found: Sequence[Point], axis: str, logarithmic: bool) -> list[tuple[float, float]]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from adaptation.finetune import f1
+from adaptation.settings import AdaptSettings, FinetuneSettings
 from adaptation.tasks import LabelledTask, Metric
 
 
@@ -52,7 +54,7 @@ def plain_masked_lm(
                 include_num_input_tokens_seen="non_padding",
             ),
             train_dataset=encoded,
-            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=AdaptSettings.mlm_probability),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
@@ -87,8 +89,6 @@ def plain_finetuning(
     )
     from transformers.trainer_callback import PrinterCallback
 
-    from adaptation.finetune import f1
-
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(task.labels))
@@ -100,12 +100,13 @@ def plain_finetuning(
         )
         for name, table in task.splits.items()
     }
-    steps = epochs * -(-len(splits["train"]) // 16)
+    batch = FinetuneSettings.batch_size
+    steps = epochs * -(-len(splits["train"]) // batch)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=network,
             args=_arguments(
-                scratch, steps, seed, learning_rate, 16, num_train_epochs=epochs, save_strategy="epoch",
+                scratch, steps, seed, learning_rate, batch, num_train_epochs=epochs, save_strategy="epoch",
                 eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="f1", save_total_limit=1,
             ),
             train_dataset=splits["train"],

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adaptation.cards import ARMS, cards, paper_rows
 from adaptation.phases import UNGUARDED
-from benchmarks.frontier import mean_over_tasks, scores
-from benchmarks.frontier_plot import AXES, Point, dots_of
-from benchmarks.report import FEWEST, OVER, Grid, Report, p_of, settings_of
+from benchmarks.frontier_plot import AXES, dots_of
+from benchmarks.grid import FEWEST, OVER, Grid, Point, mean_over_tasks, p_of, scores, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
 from selection.inspection import BRIEF, score_name
 from selection.pages import Cell
 from selection.scatter import scatter
-from selection.wording import human_seconds, join
+from selection.wording import human_seconds, join, mean_and_sd
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
 
 NONE = "–"
 BOLD = (
@@ -55,6 +57,7 @@ JOINT = {"task_batch", "task_weight"}
 
 
 def html(found: Report) -> str:
+    """The page of a report."""
     grid = found.grid
     title = f"What selection buys in F1: {grid.name}"
     parts = [
@@ -149,10 +152,6 @@ def _plot(points: Sequence[Point], axis: str, across: str, logarithmic: bool) ->
     return pages.figure(TITLES[axis], chart, note)
 
 
-def _figure(mean: float, sd: float | None) -> str:
-    return f"{mean:.1f}" + (f" ({sd:.1f})" if sd is not None else "")
-
-
 def _scores(grid: Grid) -> str:
     """The paper's table 5 the other way round, which a phone can show: phases as rows, tasks as columns."""
     paper = {task: dict(paper_rows(cards()[task])) for task in grid.tasks if task in cards()}
@@ -187,7 +186,7 @@ def _column(
         sd = float(np.std(found, ddof=1)) if len(found) > 1 else None
         cells.append(
             Cell(
-                _figure(float(np.mean(found)), sd),
+                mean_and_sd(float(np.mean(found)), sd),
                 ", ".join(below),
                 bool(np.mean(found) == top and UNGUARDED not in phase),
             )

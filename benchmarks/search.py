@@ -9,12 +9,10 @@ was).
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.peers import PEERS
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings
@@ -75,10 +74,10 @@ def search(
 
     Returns:
         One row a path and size asked for, whenever it was measured:
-        ``path``, ``passages``, ``queries``, ``k``, ``build_s``, ``search_s``, ``total_s``,
-        ``queries_s``, ``ratio`` (FAISS's flat total over this one's), ``mb`` of the index, ``memory_mb`` (peak of the
-        process), ``recall_10``, ``recall_k``, ``gflops`` of exact paths, ``predicted_build_s``, ``predicted_search_s``,
-        ``predicted_mb``, ``one_query_ms`` (warm).
+        ``task``, ``encoder``, ``path``, ``passages``, ``queries``, ``k``, ``min_recall``, ``build_s``, ``search_s``,
+        ``total_s``, ``queries_s``, ``ratio`` (FAISS's flat total over this one's), ``mb`` of the index, ``memory_mb``
+        (peak of the process), ``recall_10``, ``recall_k``, ``gflops`` of exact paths, ``predicted_build_s``,
+        ``predicted_search_s``, ``predicted_mb``, ``one_query_ms`` (warm).
     """
     opened, examples = Store(store), read_task(task)
     slug = open_encoder(opened, encoder)
@@ -104,8 +103,7 @@ def search(
                 continue
             arguments = (target.path, slug, name, folder, k, rounds, min_recall)
             try:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    row = pool.submit(_alone, *arguments).result()
+                row = alone(_measured, *arguments)
             except Exception as error:
                 if peer is None:
                     raise
@@ -126,13 +124,12 @@ def _add_ratios(rows: list[Row]) -> None:
         row["ratio"] = flat[0]["total_s"] / row["total_s"] if flat else None
 
 
-def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, min_recall: float) -> Row:
+def _measured(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, min_recall: float) -> Row:
     """One path in this process."""
     store = Store(path)
     queries = np.load(folder / "queries.npy")
     asked = hashlib.sha256(queries.tobytes()).hexdigest()[:8]
     exact = folder / f"exact-{len(store.corpus)}-{k}-{asked}.npy"
-    row: Row = {"path": name, "passages": len(store.corpus), "queries": len(queries), "k": k}
     if name.startswith("nearkin, "):
         made = _nearkin(store, slug, name.removeprefix("nearkin, "), queries, k, rounds, min_recall)
         truth = _truth(exact, store, slug, queries, k, made["ids"] if name == "nearkin, stream" else None)
@@ -143,7 +140,8 @@ def _alone(path: Path, slug: str, name: str, folder: Path, k: int, rounds: int, 
     total = made["build_s"] + made["search_s"]
     flops = 2.0 * len(store.corpus) * queries.shape[1] * len(queries)
     return {
-        **row,
+        "path": name,
+        "queries": len(queries),
         "build_s": made["build_s"],
         "search_s": made["search_s"],
         "total_s": total,
@@ -209,7 +207,7 @@ def _nearkin(
         "build_s": build,
         "search_s": statistics.median(times),
         "bytes": sum((store.path / block.file.path).stat().st_size for block in entry.blocks),
-        "memory": _megabytes(),
+        "memory": megabytes(peak_memory()),
         "predicted_build_s": plan.build_seconds,
         "predicted_search_s": plan.search_seconds,
         "predicted_mb": plan.bytes / 1e6,
@@ -251,13 +249,8 @@ def _peer(
         "build_s": build,
         "search_s": statistics.median(times),
         "bytes": size,
-        "memory": _megabytes(),
+        "memory": megabytes(peak_memory()),
     }
-
-
-def _megabytes() -> float | None:
-    peak = peak_memory()
-    return None if peak is None else peak / 1e6
 
 
 def _mark(store: Store, slug: str) -> str:

@@ -12,7 +12,6 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selector_peers import PEERS, installed
 from selection.augmentation import Budget, select
@@ -96,10 +96,9 @@ def selectors(
                 say(f"left out: {method} is not installed")
                 continue
             target = folder / f"{examples.name}-{method.replace(':', '-').replace(',', '-')}"
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                how = PEERS[method]() if method in PEERS else method
-                options = {"encoder": slug, "budget": Budget(tokens=tokens), "seed": seed}
-                row = pool.submit(time_selection, Path(store), path, how, target, options).result()
+            how = PEERS[method]() if method in PEERS else method
+            options = {"encoder": slug, "budget": Budget(tokens=tokens), "seed": seed}
+            row = alone(time_selection, Path(store), path, how, target, options)
             judge = judge or _Judge(opened, path, domain, slug)
             rows.append({"task": examples.name, "method": method, **same, **row, **judge(target)})
             say(f"{examples.name}: {method} {row['first_s']:.1f} s, again {row['again_s']:.1f} s")
@@ -153,7 +152,7 @@ def time_selection(store: Path, task: Path, how: str | Selector, target: Path, o
         "again_s": taken[1],
         **{f"{stage}_s": chosen.stages.get(stage, 0.0) for stage in ("encode", "rank", "fill")},
         "passages_s": len(Store(store).corpus) / taken[0],
-        "memory_mb": max(held) / 1e6 if held else None,
+        "memory_mb": megabytes(max(held, default=None)),
         "leaks": sum(removed.leaks.values()) + sum(removed.near_leaks.values()),
     }
 

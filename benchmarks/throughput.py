@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -26,7 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.commands import COMPILED, PATHS
+from benchmarks.choices import COMPILED, PATHS
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, alternate
 from selection.choosing import Wanted, choose_encoder
 from selection.devices import check_devices, search_devices, suit_cuda
@@ -50,7 +49,6 @@ PACKAGES = {
     "skeletoken": "model2vec[distill]",
     "optimum.intel": "optimum-intel",
     "optimum.onnxruntime": "optimum-onnx",
-    "fastembed": "fastembed",
 }
 STATIC_TIMES = 16
 Vectors = npt.NDArray[np.float32]
@@ -58,12 +56,22 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass
 class _Path:
-    """One way to encode: `run` is timed over `passages` passages, `vectors` gives those of the sample."""
+    """One way to encode.
+
+    Attributes:
+        run: is timed, over `passages` passages.
+        vectors: gives those of the sample.
+        fit: seconds of what is done once a store.
+        runs_model: whether the whole model runs over each passage.
+        half: whether it runs in half precision, on a GPU.
+    """
 
     run: Callable[[], object]
     vectors: Callable[[], Vectors]
     passages: int
     fit: float = 0.0
+    runs_model: bool = True
+    half: bool = False
 
 
 def throughput(
@@ -94,28 +102,7 @@ def throughput(
     """
     with tempfile.TemporaryDirectory() as scratch:
         bench = _Bench(Path(scratch), str(corpus), text_column, passages, encoder, device)
-        found = {PLAIN: bench.plain()}
-        if bench.device.startswith("cuda"):
-            found[HALF] = bench.plain(half=True)
-        for name in paths:
-            try:
-                say(f"preparing {name}")
-                found[f"nearkin, {name}"] = bench.nearkin(name, min_recall, say)
-            except NearkinError as error:
-                say(f"left out: {name}: {error}")
-        for name, build, needs in (
-            (DISTILLED, partial(bench.model2vec, DISTILLED), "skeletoken"),
-            (MEANS, partial(bench.model2vec, MEANS), "skeletoken"),
-            ("sentence-transformers, OpenVINO", partial(bench.backend, "openvino"), "optimum.intel"),
-            ("sentence-transformers, ONNX", partial(bench.backend, "onnx"), "optimum.onnxruntime"),
-            ("fastembed", None, "fastembed"),
-        ):
-            if not _installed(needs):
-                say(f"left out: {name}: {PACKAGES[needs]} is not installed")
-            elif build is None:
-                say(f"left out: {name}: it takes ONNX files only, and this model's folder has none")
-            else:
-                found[name] = build()
+        found = bench.ways(paths, min_recall, say)
         exact = found[PLAIN].vectors()
         vectors = {name: path.vectors() for name, path in found.items()}
         ceiling = {half: matrix_ceiling(bench.device, half) for half in {False, bench.device != "cpu"}}
@@ -128,26 +115,31 @@ def throughput(
     rows = []
     for name, path in found.items():
         speed = path.passages / median[name]
-        same = vectors[name].shape == exact.shape  # model2vec leaves 256 principal components
-        cosines = (vectors[name] * exact).sum(axis=1) if same else None
-        runs_model = name not in (DISTILLED, MEANS) and not name.endswith("static")
-        half = bench.device != "cpu" and (name in (HALF, f"nearkin, {COMPILED}") or name.endswith("bf16"))
         rows.append(
             {
                 "path": name,
                 "passages_s": speed,
                 "tokens_s": speed * bench.tokens,
                 "ratio": speed / base,
-                "of_ceiling": speed * work / ceiling[half] if runs_model else None,
+                "of_ceiling": speed * work / ceiling[path.half] if path.runs_model else None,
                 "memory_mb": memory[name],
-                "recall_50": neighbour_recall(vectors[name], exact, NEIGHBOURS),
-                "recall_20": neighbour_recall(vectors[name], exact, 20),
-                "cosine": None if cosines is None else float(cosines.mean()),
-                "cosine_min": None if cosines is None else float(cosines.min()),
+                **_likeness(vectors[name], exact),
                 "fit_s": path.fit,
             }
         )
     return rows
+
+
+def _likeness(vectors: Vectors, exact: Vectors) -> Row:
+    """What of a row tells how like the exact vectors those of a path are."""
+    same = vectors.shape == exact.shape  # model2vec leaves 256 principal components
+    cosines = (vectors * exact).sum(axis=1) if same else None
+    return {
+        "recall_50": neighbour_recall(vectors, exact, NEIGHBOURS),
+        "recall_20": neighbour_recall(vectors, exact, 20),
+        "cosine": None if cosines is None else float(cosines.mean()),
+        "cosine_min": None if cosines is None else float(cosines.min()),
+    }
 
 
 def matrix_ceiling(device: str, half: bool) -> float:
@@ -190,6 +182,29 @@ class _Bench:
         self.lengths = np.minimum(count_tokens(texts, encoder) + 2, longest)
         self.tokens = float(self.lengths.mean())
 
+    def ways(self, paths: tuple[str, ...], min_recall: float, say: Callable[[str], None]) -> dict[str, _Path]:
+        """sentence-transformers' way, nearkin's `paths`, and those of peers that are installed, by name."""
+        found = {PLAIN: self.plain()}
+        if self.device.startswith("cuda"):
+            found[HALF] = self.plain(half=True)
+        for name in paths:
+            try:
+                say(f"preparing {name}")
+                found[f"nearkin, {name}"] = self.nearkin(name, min_recall, say)
+            except NearkinError as error:
+                say(f"left out: {name}: {error}")
+        for name, build, needs in (
+            (DISTILLED, partial(self.model2vec, DISTILLED), "skeletoken"),
+            (MEANS, partial(self.model2vec, MEANS), "skeletoken"),
+            ("sentence-transformers, OpenVINO", partial(self.backend, "openvino"), "optimum.intel"),
+            ("sentence-transformers, ONNX", partial(self.backend, "onnx"), "optimum.onnxruntime"),
+        ):
+            if _installed(needs):
+                found[name] = build()
+            else:
+                say(f"left out: {name}: {PACKAGES[needs]} is not installed")
+        return found
+
     def flops(self) -> float:
         """Of a passage: two a weight and token, and attention's products."""
         import torch
@@ -206,15 +221,17 @@ class _Bench:
         model = self.model
         if half:  # in place, so of a model of its own
             model = SentenceTransformer(str(resolve_model(self.encoder)), device=self.device).half()
-        run = partial(model.encode, self.strings, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
-        return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings))
+        return self._library(model, half)
 
     def backend(self, name: str) -> _Path:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(resolve_model(self.encoder)), backend=name)
+        return self._library(SentenceTransformer(str(resolve_model(self.encoder)), backend=name))
+
+    def _library(self, model: Any, half: bool = False) -> _Path:
+        """sentence-transformers' own way to encode with a model."""
         run = partial(model.encode, self.strings, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
-        return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings))
+        return _Path(run, lambda: np.asarray(run(), dtype=np.float32), len(self.strings), half=half)
 
     def nearkin(self, name: str, min_recall: float, say: Callable[[str], None]) -> _Path:
         """The build's embedding stage, with an encoder that was chosen and fitted on other passages."""
@@ -239,7 +256,14 @@ class _Bench:
         path = self.scratch / f"{name}.parquet"
         pq.write_table(pa.table({"text": texts}), path)
         target = _store(self.scratch / f"store-{name}", path)
-        return _Path(partial(_embed_anew, target, chosen), lambda: chosen.encode(self.texts), len(texts), fit)
+        return _Path(
+            partial(_embed_anew, target, chosen),
+            lambda: chosen.encode(self.texts),
+            len(texts),
+            fit,
+            runs_model=not static,
+            half=self.device != "cpu" and (compiled or name == "bf16"),
+        )
 
     def model2vec(self, name: str) -> _Path:
         """Its own distillation from the same model."""
@@ -249,17 +273,15 @@ class _Bench:
             lambda: model.encode(strings, max_length=254),
             lambda: _unit(model.encode(self.strings, max_length=254)),
             len(strings),
+            runs_model=False,
         )
 
     def memory(self, name: str) -> float | None:
         """Peak MB of a process that does nothing but load this path and run it once over the sample."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            arguments = (name, self.scratch, self.encoder, self.device)
-            peak = pool.submit(_alone, *arguments).result()
-        return None if peak is None else peak / 1e6
+        return megabytes(alone(_peak, name, self.scratch, self.encoder, self.device))
 
 
-def _alone(name: str, scratch: Path, encoder: str, device: str) -> int | None:
+def _peak(name: str, scratch: Path, encoder: str, device: str) -> int | None:
     """One path in this process; returns its peak memory in bytes."""
     quiet_libraries()
     if name.startswith("nearkin, "):
@@ -291,24 +313,9 @@ def _model2vec(name: str, encoder: str, device: str) -> Any:
 
     folder = str(resolve_model(encoder))
     settings = {"pca_dims": None, "sif_coefficient": None} if name == MEANS else {}
-    with _offline(), contextlib.redirect_stderr(io.StringIO()):  # it draws bars whoever looks
+    with contextlib.redirect_stderr(io.StringIO()):  # it draws bars whoever looks
         model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         return distill_from_model(model, tokenizer, device=device, **settings)
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    import os
-
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def _unit(vectors: npt.NDArray[np.floating[Any]]) -> Vectors:

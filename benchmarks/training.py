@@ -7,15 +7,14 @@ run. Rows are written as they come, and what is in the file is not measured agai
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.commands import PARTS
+from benchmarks.choices import PARTS
+from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.memory import peak_memory
 
@@ -69,9 +68,10 @@ def training(
         say: told each run.
 
     Returns:
-        One row a run: ``part``, ``way``, ``task``, ``model``, ``max_tokens``, ``seed``, ``steps`` and ``epochs`` (of
-        the part that has them), ``tokens`` (None in finetuning), ``seconds``, ``tokens_s``, ``result`` (held-out loss
-        in nats, or test F1 in per cent), ``memory_mb`` (peak).
+        One row a run: ``part``, ``way``, ``seed``, of `Training` ``task``, ``model``, ``texts``, ``max_tokens``,
+        ``batch``, ``mlm_rate``, ``rate``, ``steps`` and ``epochs`` (of the part that has them); ``tokens`` (None in
+        finetuning), ``seconds``, ``tokens_s``, ``result`` (held-out loss in nats, or test F1 in per cent),
+        ``memory_mb`` (peak).
     """
     rows = read_rows(out)
     same = {"task": what.task.name, "model": what.model, "max_tokens": what.max_tokens, "batch": what.batch}
@@ -88,8 +88,7 @@ def training(
                 for way in ways:
                     if (part, way, seed) in done:
                         continue
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        row = pool.submit(_alone, what, part, way, start, seed).result()
+                    row = alone(_measured, what, part, way, start, seed)
                     rows.append({**known[part], "way": way, "seed": seed, **row})
                     say(f"{part}, seed {seed}: {way} {row['seconds']:.1f} s, {row['result']:.3f}")
                     write_rows(rows, out)
@@ -140,13 +139,13 @@ def _start(model: str, folder: Path) -> None:
     load_tokenizer(source).save_pretrained(folder)
 
 
-def _alone(what: Training, part: str, way: str, start: Path, seed: int) -> Row:
+def _measured(what: Training, part: str, way: str, start: Path, seed: int) -> Row:
     """One run in this process."""
     from selection.models import quiet_libraries
 
     quiet_libraries()
     measure = _masked_lm if part == PARTS[0] else _finetuning
-    return {**measure(what, way, start, seed), "memory_mb": (peak_memory() or 0) / 1e6 or None}
+    return {**measure(what, way, start, seed), "memory_mb": megabytes(peak_memory())}
 
 
 def _masked_lm(what: Training, way: str, start: Path, seed: int) -> Row:
@@ -197,8 +196,8 @@ def _finetuning(what: Training, way: str, start: Path, seed: int) -> Row:
             epochs=what.epochs, patience=what.epochs, learning_rate=what.rate, max_tokens=what.max_tokens
         )
         run = Finetuning(start, task, settings, metric, use_bf16(_bf16(way)), lambda line: None)
-        with repeatable(), tempfile.TemporaryDirectory(prefix="nearkin-") as scratch:
-            _, result, _ = run.train(seed, Path(scratch))
+        with repeatable():
+            _, result, _ = run.train(seed)
         score, seconds = result.test, result.seconds
     return {"tokens": None, "seconds": seconds, "tokens_s": None, "result": score}
 

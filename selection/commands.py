@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import textwrap
@@ -22,8 +23,10 @@ QUERIES = 10_000
 if TYPE_CHECKING:
     from selection.querying import Answer
 
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def register(commands: Subparsers) -> None:
     """Adds this floor's commands."""
     _register_build(commands)
     _register_index(commands)
@@ -39,7 +42,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Subparsers,
     name: str,
     run: Any,
     summary: str,
@@ -58,7 +61,7 @@ def add_command(
     return parser
 
 
-def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_build(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "build",
@@ -167,7 +170,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
 
 
-def _register_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_index(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "index",
@@ -212,7 +215,7 @@ def _index_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _register_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_query(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "query",
@@ -255,7 +258,7 @@ def _task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
 
 
-def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_select(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "select",
@@ -321,7 +324,7 @@ def _register_select(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--overwrite", action="store_true", help="replace DIR where it exists")
 
 
-def _register_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _register_inspect(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "inspect",
@@ -489,7 +492,9 @@ def run_index(args: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     """Prints a line at once, so that who waits for a long command sees it."""
-    print(line, flush=True)
+    # Under `accelerate launch` or torchrun every process runs the command; one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _to_stderr(line: str) -> None:

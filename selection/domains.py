@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from selection.reading import COLUMNAR_KINDS, NAME_IT, is_blank, kind_of, read_b
 from selection.store import Store
 from selection.task import read_task
 
+AUGMENTATION_FILE = "augmentation.parquet"
 Batches = Iterator[pa.LargeStringArray]
 
 
@@ -30,19 +32,28 @@ def domains_of(name: str, location: str, column: str, remedy: str = NAME_IT) -> 
     if location.startswith(HUB):
         raise InputError(f"{name}={location}: build a store of a hub dataset first, and name the store")
     path = Path(location).expanduser()
-    if (path / "augmentation.parquet").is_file():
-        return [(name, _file_batches([path / "augmentation.parquet"], "text", remedy))]
-    if is_store(path):
+    kind = kind_of_domain(path)
+    if kind == "set":
+        return [(name, _file_batches([path / AUGMENTATION_FILE], "text", remedy))]
+    if kind == "task":
+        return [(name, iter(read_task(path).train_texts.chunks))]
+    if kind == "store":
         store = Store(path)
         store.check_corpora()
         return [(f"{name}/{corpus.name}", _store_batches(store, corpus.name)) for corpus in store.manifest.corpora]
-    if (path / "train.jsonl").is_file():
-        return [(name, iter(read_task(path).train_texts.chunks))]
     return [(name, _file_batches(find_files(location), column, remedy))]
 
 
-def is_store(path: Path) -> bool:
-    """Whether the folder is a store."""
+def kind_of_domain(path: Path) -> Literal["set", "task", "store", "file"]:
+    """What lies at a path: an augmentation set, a task folder, a store, or a file, folder or glob of text."""
+    if (path / AUGMENTATION_FILE).is_file():
+        return "set"
+    if (path / "train.jsonl").is_file():
+        return "task"
+    return "store" if _is_store(path) else "file"
+
+
+def _is_store(path: Path) -> bool:
     try:
         return "corpora" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):

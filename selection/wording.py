@@ -24,6 +24,16 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def mean_and_sd(mean: float, sd: float | None = None, digits: int = 1) -> str:
+    """A mean with its standard deviation, where there is one: ``"63.2 (1.4)"``, ``"63.2"``."""
+    return f"{mean:.{digits}f}" + (f" ({sd:.{digits}f})" if sd is not None else "")
+
+
+def or_dash(value: float | None, form: str) -> str:
+    """A number in a format such as ``",d"``; ``"-"`` where there is none."""
+    return "-" if value is None else format(value, form)
+
+
 def join(parts: Iterable[str]) -> str:
     """A list for a sentence: ``"a, b and c"``."""
     items = list(parts)

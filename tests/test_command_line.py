@@ -130,7 +130,7 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_help_is_fast_because_it_loads_no_model_library() -> None:
-    heavy = "('torch', 'transformers', 'faiss', 'datasets')"
+    heavy = "('torch', 'transformers', 'faiss', 'datasets', 'sklearn')"
     code = f"import sys, nearkin; nearkin.parser(); print([m for m in {heavy} if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -148,8 +148,30 @@ def test_without_faiss_the_extra_is_named(
     assert cli("index", store, "--kind", "stream")[0] == 0
 
 
-def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[str]]]:
-    """One broken corpus a kind, with words that its sentence must have."""
+BAD_CORPORA = {
+    "missing": ("nowhere.jsonl", ["does not exist"]),
+    "no match": ("*.xyz", ["no file matches"]),
+    "empty folder": ("empty", ["no file that nearkin reads"]),
+    "empty file": ("empty.jsonl", ["is empty"]),
+    "truncated Parquet": ("cut.parquet", ["not a whole Parquet file"]),
+    "invalid UTF-8, txt": ("utf.txt", ["line 3", "UTF-8"]),
+    "invalid UTF-8, jsonl": ("utf.jsonl", ["line 2", "UTF-8"]),
+    "invalid UTF-8, csv": ("utf.csv", ["line 3", "UTF-8"]),
+    "invalid UTF-8, Arrow": ("utf.arrow", ["UTF-8"]),
+    "broken line": ("broken.jsonl", ["line 4", "broken JSON"]),
+    "not an object": ("list.jsonl", ["line 2", "not a JSON object"]),
+    "cut gzip": ("cut.jsonl.gz", ["cut.jsonl.gz"]),
+    "no text column": ("columns.csv", ["no column 'text'", "body, label"]),
+    "text is not text": ("numbers.parquet", ["int64, not text"]),
+    "two text columns": ("twice.parquet", ["twice.parquet has several columns 'text'"]),
+    "blank": ("blank.txt", ["no passage with text"]),
+    "unknown format": ("image.png", ["unknown format"]),
+}
+"""By what is wrong: a file, folder or glob, and words that its sentence must have."""
+
+
+def make_bad_corpora(folder: Path, passages: pa.Table) -> None:
+    """Makes the files of `BAD_CORPORA`."""
     (folder / "empty").mkdir()
     (folder / "empty.jsonl").touch()
     good = folder / "good.parquet"
@@ -170,57 +192,15 @@ def bad_corpora(folder: Path, passages: pa.Table) -> dict[str, tuple[Path, list[
     invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     with pa.ipc.new_file(str(folder / "utf.arrow"), pa.schema([("text", pa.string())])) as writer:
         writer.write_batch(pa.record_batch([invalid], names=["text"]))
-    return {
-        "missing": (folder / "nowhere.jsonl", ["does not exist"]),
-        "no match": (folder / "*.xyz", ["no file matches"]),
-        "empty folder": (folder / "empty", ["no file that nearkin reads"]),
-        "empty file": (folder / "empty.jsonl", ["is empty"]),
-        "truncated Parquet": (folder / "cut.parquet", ["not a whole Parquet file"]),
-        "invalid UTF-8, txt": (folder / "utf.txt", ["line 3", "UTF-8"]),
-        "invalid UTF-8, jsonl": (folder / "utf.jsonl", ["line 2", "UTF-8"]),
-        "invalid UTF-8, csv": (folder / "utf.csv", ["line 3", "UTF-8"]),
-        "invalid UTF-8, Arrow": (folder / "utf.arrow", ["UTF-8"]),
-        "broken line": (folder / "broken.jsonl", ["line 4", "broken JSON"]),
-        "not an object": (folder / "list.jsonl", ["line 2", "not a JSON object"]),
-        "cut gzip": (folder / "cut.jsonl.gz", ["cut.jsonl.gz"]),
-        "no text column": (folder / "columns.csv", ["no column 'text'", "body, label"]),
-        "text is not text": (folder / "numbers.parquet", ["int64, not text"]),
-        "two text columns": (folder / "twice.parquet", ["twice.parquet has several columns 'text'"]),
-        "blank": (folder / "blank.txt", ["no passage with text"]),
-        "unknown format": (folder / "image.png", ["unknown format"]),
-    }
 
 
-KINDS = [
-    "missing",
-    "no match",
-    "empty folder",
-    "empty file",
-    "truncated Parquet",
-    "invalid UTF-8, txt",
-    "invalid UTF-8, jsonl",
-    "invalid UTF-8, csv",
-    "invalid UTF-8, Arrow",
-    "broken line",
-    "not an object",
-    "cut gzip",
-    "no text column",
-    "text is not text",
-    "two text columns",
-    "blank",
-    "unknown format",
-]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "words"), BAD_CORPORA.values(), ids=BAD_CORPORA)
 def test_bad_corpora_are_refused(
-    kind: str, cli: Cli, passages: pa.Table, store: Path, tiny_encoder: Path, tmp_path: Path
+    name: str, words: list[str], cli: Cli, passages: pa.Table, store: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad").mkdir()
-    corpora = bad_corpora(tmp_path / "bad", passages)
-    assert sorted(corpora) == sorted(KINDS)
-    path, words = corpora[kind]
-    new = tmp_path / "new"
+    make_bad_corpora(tmp_path / "bad", passages)
+    path, new = tmp_path / "bad" / name, tmp_path / "new"
     assert_refused(cli("build", new, "--corpus", f"c={path}", "--encoder", tiny_encoder), *words)
     assert not new.exists()
     before = snapshot(store)

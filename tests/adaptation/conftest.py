@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 
@@ -88,6 +90,28 @@ def write_jsonl(path: Path, texts: list[str], labels: list[str] | None = None) -
     rows = [{"text": t} if labels is None else {"text": t, "label": labels[i]} for i, t in enumerate(texts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], bool]], AbstractContextManager[None]]:
+    """Within it, training is stopped as by Ctrl-C before the first step of which a function of the trainer is true."""
+    from adaptation.training import SteadyTrainer
+
+    @contextmanager
+    def stopping(due: Callable[[Any], bool]) -> Iterator[None]:
+        step = SteadyTrainer.training_step
+
+        def interrupt(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            if due(trainer):
+                raise KeyboardInterrupt
+            return step(trainer, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SteadyTrainer, "training_step", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return stopping
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,24 +29,6 @@ def test_defaults_are_those_of_the_functions(parser) -> None:
     options = parser.parse_args(["finetune", "--model", "m", "--task", "t", "--out", "o"])
     assert (options.seeds, options.patience, options.lr) == (5, 3, FinetuneSettings().learning_rate)
     assert (options.epochs, options.metric) == (None, None)
-
-
-@pytest.mark.parametrize("command", ["adapt", "finetune"])
-def test_help_shows_an_example(parser, command, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parser.parse_args([command, "--help"])
-    assert stop.value.code == 0
-    assert f"examples:\n  nearkin {command} --model" in capsys.readouterr().out
-
-
-def test_building_the_command_line_loads_no_model_library() -> None:
-    code = (
-        "import argparse, sys; from adaptation.commands import register; "
-        "register(argparse.ArgumentParser().add_subparsers()); "
-        "print(sorted({'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_adapt_then_finetune(parser, tmp_path, tiny_model, marked_task, capsys) -> None:

@@ -160,7 +160,7 @@ def test_a_model_keeps_its_weights_its_answers_and_its_configuration(
     assert ATTENTION not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
 
 
-def test_finetuning_without_padding_ends_with_the_same_weights(tiny_model, marked_task, tmp_path, monkeypatch) -> None:
+def test_finetuning_without_padding_ends_with_the_same_weights(tiny_model, marked_task, monkeypatch) -> None:
     """After two epochs of which the last step is not full."""
     weights = []
     for stacks in (STACKS, {}):
@@ -169,7 +169,7 @@ def test_finetuning_without_padding_ends_with_the_same_weights(tiny_model, marke
         task = load_labelled(marked_task)
         run = Finetuning(transformer_folder(tiny_model("bert")), task, settings, "macro", False, lambda line: None)
         assert len(task.splits["train"]) % 24 == 16
-        assert len(np.unique(run.lengths)) > 1
-        weights.append(run.train(0, tmp_path)[0].state_dict())
+        assert len(np.unique(run.splits["train"].lengths)) > 1
+        weights.append(run.train(0)[0].state_dict())
     for name, whole in weights[0].items():
         torch.testing.assert_close(weights[1][name], whole, rtol=1e-3, atol=2e-4)

@@ -40,6 +40,7 @@ EIGHT = {  # train, dev, test, classes; RoBERTa, DAPT, TAPT, DAPT + TAPT (Gurura
     "amazon": (115251, 5000, 25000, 2, 65.1, 66.5, 68.5, 68.7),
     "imdb": (20000, 5000, 25000, 2, 95.0, 95.4, 95.5, 95.6),
 }
+FURTHER = {"imdb_500": (500, 500, 2000, 2), "reuters_r8": (4054, 500, 1901, 8)}
 CARD = """
 name = "fruit"
 kind = "task"
@@ -106,8 +107,8 @@ def fruit(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     """Serves the files under tmp_path; the path /short/… promises more bytes than it sends."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *arguments: object) -> None:
@@ -163,6 +164,14 @@ def test_the_eight_tasks_carry_the_papers_figures() -> None:
         assert card["metric"] == ("micro" if name in {"chemprot", "rct"} else "macro")
     assert cards()["rct_sample"]["paper"]["knn500"] == [81.7, 0.4]
     assert cards()["citation_intent"]["paper"]["knn150"] == [73.3, 2.7]
+
+
+def test_further_tasks_and_corpora_have_cards() -> None:
+    for name, sizes in FURTHER.items():
+        card = cards()[name]
+        assert card["kind"] == "task"
+        assert (card["train"], card["dev"], card["test"], card["classes"]) == sizes
+    assert {name for name, card in cards().items() if card["kind"] == "corpus"} >= {"biomed", "cs", "reviews", "news"}
 
 
 def test_figures_are_consistent() -> None:

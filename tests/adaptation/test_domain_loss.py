@@ -25,8 +25,6 @@ def test_losses_of_domains(
     tiny_bert = tiny_model("bert")
     named = [("docs", str(corpus_file)), ("task", str(task_folder))]
     losses = domain_losses(str(tiny_bert), named, documents=20, max_tokens=32)
-    again = domain_losses(str(tiny_bert), named, documents=20, max_tokens=32, batch=8)
-    assert losses == pytest.approx(again, rel=2e-3)  # other batches draw other masks
     assert len(set(losses)) == 2
     code, out, err = cli(
         "overlap", *[f"{name}={path}" for name, path in named], "--top", 100, "--model", tiny_bert,

@@ -99,21 +99,15 @@ def test_a_model_of_the_users_own_stays_where_it_is(tmp_path, tiny_model, marked
     assert len(record_of(tmp_path / "out")["seeds"]) == 2
 
 
-def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
+def test_same_seed_same_numbers_and_stopped_runs_go_on(tmp_path, tiny_model, marked_task, monkeypatch, stopped) -> None:
     settings = replace(QUICK, epochs=2, learning_rate=5e-4)
     finetune(tiny_model("bert"), marked_task, tmp_path / "whole", settings=settings)
     whole = record_of(tmp_path / "whole")
-    step = adaptation.training.SteadyTrainer.training_step
-
-    def interrupt(trainer, *args, **kwargs):
-        if trainer.args.seed == 1:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(lambda trainer: trainer.args.seed == 1):
         finetune(tiny_model("bert"), marked_task, tmp_path / "out", settings=settings)
     assert set(record_of(tmp_path / "out")["dev"]) == {"0"}
+
+    step = adaptation.training.SteadyTrainer.training_step
 
     def second_only(trainer, *args, **kwargs):
         assert trainer.args.seed == 1
@@ -143,13 +137,11 @@ def test_results_of_something_else_are_not_mixed_in(tmp_path, tiny_model, marked
     assert set(record_of(tmp_path / "out")["test"]) == {"0", "1"}
 
 
-def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
+def test_best_epoch_is_kept_and_patience_stops() -> None:
     scores = iter([50.0, 70.0, 60.0, 70.0, 10.0, 99.0])
     stepped: list[torch.Tensor] = []
 
     class Run:
-        _settings = FinetuneSettings(patience=2)
-
         def predict(self, model, split):
             return split
 
@@ -164,7 +156,7 @@ def test_best_epoch_is_kept_and_patience_stops(tmp_path, tiny_model, marked_task
         should_training_stop = False
 
     layer, control = torch.nn.Linear(1, 1), Control()
-    best = BestEpoch(Run(), 0)
+    best = BestEpoch(Run(), 0, patience=2)
     while not control.should_training_stop:
         with torch.no_grad():
             layer.weight.add_(1)

@@ -86,20 +86,11 @@ def test_a_weight_of_next_to_nothing_leaves_the_masked_lm_alone(tmp_path, tiny_m
     assert other.held_out_loss["after"] != pytest.approx(alone.held_out_loss["after"], abs=1e-3)
 
 
-def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_model, marked_task, monkeypatch) -> None:
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, tiny_model, marked_task, stopped) -> None:
     adapt(tiny_model("bert"), [marked_task], tmp_path / "whole", settings=SMALL, joint=marked_task)
-    step = adaptation.training.SteadyTrainer.training_step
-
-    def interrupt(trainer, *args, **kwargs):
-        if trainer.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
     settings = replace(SMALL, checkpoint_minutes=0)
-    with monkeypatch.context() as patch:
-        patch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=settings, joint=marked_task)
+    with stopped(lambda trainer: trainer.state.global_step == 5):
+        adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=settings, joint=marked_task)
     said: list[str] = []
     adapt(tiny_model("bert"), [marked_task], tmp_path / "out", settings=settings, joint=marked_task, say=said.append)
     assert "continuing from step 5" in said

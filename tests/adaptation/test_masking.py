@@ -11,7 +11,7 @@ import torch
 import adaptation.texts
 from adaptation.loading import load_tokenizer
 from adaptation.masking import IGNORED, Epoch, Masker, Pieces, generator, padded
-from adaptation.texts import blocks, lengths_of, open_pieces, tokenise
+from adaptation.texts import blocks, open_pieces, tokenise
 from selection.models import resolve_model
 
 
@@ -105,7 +105,7 @@ def test_whole_words_are_chosen_at_the_asked_share(pieces, tokenizer) -> None:
 
 def test_long_texts_are_split_without_loss(pieces, tokenizer, sentences) -> None:
     data = pieces(16, False)
-    assert lengths_of(data).max() <= 16
+    assert Pieces(data).lengths.max() <= 16
     rows = np.asarray(data["text_row"])
     for number in range(0, 50):
         ids = [i for row in np.flatnonzero(rows == number) for i in data[int(row)]["input_ids"][1:-1]]

@@ -139,48 +139,34 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path, tiny_model, text
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, 8])
-def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tiny_model, texts, monkeypatch, stop_at):
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, tiny_model, texts, stopped, stop_at):
     # 114 texts in steps of 32 are 4 steps an epoch: stops within the first epoch, within the second, and between two.
     settings = replace(SMALL, checkpoint_minutes=0)
     whole = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "whole", settings=SMALL)
-    step = adaptation.training.SteadyTrainer.training_step
 
-    def interrupt(trainer, *args, **kwargs):
-        if trainer.state.global_step == stop_at and trainer.args.learning_rate == SMALL.learning_rate:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
+    def due(trainer) -> bool:  # in training itself, not in the head's warm-up
+        return trainer.state.global_step == stop_at and trainer.args.learning_rate == SMALL.learning_rate
 
-    monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(due):
         adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings)
     assert not (tmp_path / "out").exists()
     checkpoints = list((tmp_path / "out.work").glob("checkpoint-*"))
     assert [c.name for c in checkpoints] == [f"checkpoint-{stop_at}"]
-    assert 0 < float((checkpoints[0] / "seconds.txt").read_text()) < 60
+    assert float((checkpoints[0] / "seconds.txt").read_text()) > 0
     (checkpoints[0] / "seconds.txt").write_text("1000.0")
-    monkeypatch.setattr(adaptation.training.SteadyTrainer, "training_step", step)
     said: list[str] = []
     result = adapt(tiny_model("bert-encoder"), [texts], tmp_path / "out", settings=settings, say=said.append)
     assert f"continuing from step {stop_at}" in said
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert result.held_out_loss == whole.held_out_loss
     assert result.tokens_seen == whole.tokens_seen
-    assert 1000 < result.seconds < 1060 > result.training_seconds  # of both calls; of the last alone
+    assert result.seconds >= 1000 > result.training_seconds  # of both calls; of the last alone
 
 
-def test_settings_that_shape_nothing_stop_no_run_from_going_on(tmp_path, tiny_model, texts, monkeypatch) -> None:
-    step = adaptation.training.SteadyTrainer.training_step
-
-    def interrupt(trainer, *args, **kwargs):
-        if trainer.state.global_step == 2:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
+def test_settings_that_shape_nothing_stop_no_run_from_going_on(tmp_path, tiny_model, texts, stopped) -> None:
     settings = replace(SMALL, max_steps=4, checkpoint_minutes=0)
-    with monkeypatch.context() as patch:
-        patch.setattr(adaptation.training.SteadyTrainer, "training_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
+    with stopped(lambda trainer: trainer.state.global_step == 2):
+        adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=settings)
     said: list[str] = []
     other = replace(settings, epochs=7, head_warmup_steps=9, head_learning_rate=1.0)
     adapt(tiny_model("bert"), [texts], tmp_path / "out", settings=other, say=said.append)

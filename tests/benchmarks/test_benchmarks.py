@@ -107,9 +107,9 @@ def test_recall_is_against_exact_neighbours_of_these_very_queries(store: Path, t
     vectors = Embeddings(Store(store), "tiny-encoder").take(np.arange(60))
     for queries in (vectors[:30], vectors[30:]):
         np.save(tmp_path / "queries.npy", queries)
-        row = module._alone(store, "tiny-encoder", "nearkin, flat", tmp_path, 5, 1, 0.95)  # with no stream before it
+        row = module._measured(store, "tiny-encoder", "nearkin, flat", tmp_path, 5, 1, 0.95)  # with no stream before it
         assert row["recall_k"] > 0.99
-    row = module._alone(store, "tiny-encoder", "FAISS IndexFlatIP", tmp_path, 5, 1, 0.95)
+    row = module._measured(store, "tiny-encoder", "FAISS IndexFlatIP", tmp_path, 5, 1, 0.95)
     assert row["recall_k"] > 0.99
 
 
@@ -117,7 +117,6 @@ def test_recall_is_against_exact_neighbours_of_these_very_queries(store: Path, t
 def test_memory_counts_every_process(corpus_file: Path, tiny_encoder: Path) -> None:
     rows = memory(corpus_file, repeat=2, encoder=str(tiny_encoder), max_tokens=16)
     assert [row["passages"] for row in rows] == [600, 600, 1200]
-    assert rows[0]["over_encoder_mb"] == 0
     assert all(row["peak_mb"] > 100 for row in rows)
 
 
@@ -131,7 +130,6 @@ def test_demo_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     arms = demo_module.demo(tmp_path / "demo", say=lines.append)
     assert [arm.arm for arm in arms] == ["none", "TAPT", "RAND-TAPT", "kNN-TAPT"]
     assert all(arm.masked_lm_loss and arm.pretraining_tokens for arm in arms[1:])
-    assert all(0 <= arm.f1 <= 100 for arm in arms)
     assert len(demo_module.table(arms)) == 5
     assert json.loads((tmp_path / "demo" / "results.json").read_text())[0]["arm"] == "none"
     monkeypatch.setattr(demo_module, "ARMS", {"none": None})

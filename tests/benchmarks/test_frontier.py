@@ -16,8 +16,9 @@ from adaptation.planning import plan_recipe
 from adaptation.recipe import Recipe
 from adaptation.tasks import load_labelled
 from benchmarks import frontier as grids
-from benchmarks.frontier import frontier, phase_names, scores, summary, unguarded
-from benchmarks.frontier_plot import pareto, plot_frontier, points
+from benchmarks.frontier import frontier, phase_names, unguarded
+from benchmarks.frontier_plot import plot_frontier
+from benchmarks.grid import pareto, points, scores, summary
 from benchmarks.results import Row, read_rows, write_rows
 from selection.store import Store
 from tests.conftest import Cli

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaptation.recipe import Recipe
-from benchmarks.report import Grid, grids_of, report
+from benchmarks.grid import Grid, grids_of
+from benchmarks.report import report
 from benchmarks.report_examples import examples_of
 from benchmarks.results import Row, write_rows
 from selection import pages
