@@ -93,7 +93,8 @@ def adapt(
     """Trains `model` as a masked LM on `texts` and writes it to `out`.
 
     A run that was stopped continues from its last checkpoint when the same model, texts and settings are given again,
-    and ends with the same weights. Under ``accelerate launch`` every process calls this; the first one writes.
+    and ends with the same weights (on CUDA but for last bits, see `adaptation.training.repeatable`). Under
+    ``accelerate launch`` every process calls this; the first one writes.
 
     Args:
         model: see `selection.models.resolve_model`. One without a masked-LM head gets a new one (see `AdaptResult`).

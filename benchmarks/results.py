@@ -25,15 +25,19 @@ ADDED = ("time", "machine", "versions")
 
 
 def machine() -> str:
-    """The processor's name and the threads torch uses."""
+    """The processor's name, the threads torch uses, and the GPUs that it sees."""
     import torch
+
+    from selection.devices import gpu_count
 
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    gpus = gpu_count()
+    cards = f", {gpus} x {torch.cuda.get_device_name(0)}" if gpus else ""
+    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads{cards}"
 
 
 def alternate(

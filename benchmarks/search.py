@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from benchmarks.peers import PEERS
 from benchmarks.processes import alone, megabytes
-from benchmarks.results import Row, read_rows, write_rows
+from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings
 from selection.files import atomic_write, fingerprint
@@ -90,6 +90,7 @@ def search(
     for size in passages or (len(opened.corpus),):
         target = enlarged(opened, slug, size, vectors)
         same = {"task": examples.name, "encoder": slug, "passages": size, "k": k, "min_recall": min_recall}
+        same["machine"] = machine()
         done = {row["path"] for row in rows if same.items() <= row.items()}
         names = [f"nearkin, {kind}" for kind in kinds] + list(peers)
         names = ["nearkin, stream", *(n for n in names if n != "nearkin, stream")]

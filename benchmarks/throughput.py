@@ -13,7 +13,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +62,7 @@ class _Path:
         run: is timed, over `passages` passages.
         vectors: gives those of the sample.
         fit: seconds of what is done once a store.
-        runs_model: whether the whole model runs over each passage.
+        runs_model: whether the whole model runs over each passage, on the device that is measured.
         half: whether it runs in half precision, on a GPU.
     """
 
@@ -226,7 +226,8 @@ class _Bench:
     def backend(self, name: str) -> _Path:
         from sentence_transformers import SentenceTransformer
 
-        return self._library(SentenceTransformer(str(resolve_model(self.encoder)), backend=name))
+        model = SentenceTransformer(str(resolve_model(self.encoder)), backend=name)
+        return replace(self._library(model), runs_model=self.device == "cpu")  # where both of these run
 
     def _library(self, model: Any, half: bool = False) -> _Path:
         """sentence-transformers' own way to encode with a model."""
@@ -261,7 +262,7 @@ class _Bench:
             lambda: chosen.encode(self.texts),
             len(texts),
             fit,
-            runs_model=not static,
+            runs_model=not static and (name != "int8" or self.device == "cpu"),
             half=self.device != "cpu" and (compiled or name == "bf16"),
         )
 

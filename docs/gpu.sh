@@ -28,7 +28,7 @@ step build nearkin build store --precision bf16 --corpus biomed="$corpora/biomed
   --corpus news="$corpora/news.parquet" --corpus reviews="$corpora/reviews.parquet"
 step search nearkin bench search store "$tasks/chemprot" --passages 134105 1000000 --kinds stream --peers "FAISS IndexFlatIP" \
   --out search.parquet
-step training nearkin bench training "$tasks/citation_intent" --steps 200 --epochs 3 --seeds 1 --out training.parquet
+step training nearkin bench training "$tasks/citation_intent" --steps 1000 --epochs 8 --seeds 1 --out training.parquet
 step micro-batch nearkin adapt --model all-MiniLM-L6-v2 --text "$tasks/citation_intent" --micro-batch 256 --steps 200 \
   --out micro-batch --overwrite
 echo "failed: ${failed[*]:-none}"

@@ -22,7 +22,7 @@ from adaptation.tasks import load_labelled
 from adaptation.training import alone_at
 from selection.errors import InputError, NearkinError
 
-QUICK = FinetuneSettings(seeds=2, epochs=4, learning_rate=3e-3, max_tokens=24)
+QUICK = FinetuneSettings(seeds=2, epochs=4, learning_rate=3e-3, max_tokens=24, bf16="off")
 
 
 def record_of(out: Path) -> dict:

@@ -101,7 +101,7 @@ def test_new_head_starts_at_frequencies_and_warms_up_alone(tmp_path, tiny_model,
     measure = adaptation.mlm._Run._measure
 
     def spy(run):
-        after_warmup[len(after_warmup)] = {k: v.clone() for k, v in run.model.state_dict().items()}
+        after_warmup[len(after_warmup)] = {k: v.cpu().clone() for k, v in run.model.state_dict().items()}
         return measure(run)
 
     monkeypatch.setattr(adaptation.mlm._Run, "_measure", spy)
