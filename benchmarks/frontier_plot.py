@@ -11,8 +11,8 @@ import numpy as np
 from adaptation.phases import UNGUARDED
 from benchmarks.grid import Point, pareto, points
 from benchmarks.results import Row
-from selection.pages import cut
-from selection.scatter import LONGEST, Dot, place_names, x_axis
+from benchmarks.scatter import LONGEST, Dot, place_names, x_axis
+from selection.terminal import cut
 from selection.wording import human_seconds, mean_and_sd
 
 FONT = 8

@@ -14,11 +14,11 @@ from adaptation.phases import UNGUARDED
 from benchmarks.frontier_plot import AXES, dots_of
 from benchmarks.grid import FEWEST, OVER, Grid, Point, mean_over_tasks, p_of, scores, settings_of
 from benchmarks.report_examples import Brought, Example, TaskExamples
+from benchmarks.scatter import scatter
 from benchmarks.significance import LEVEL, Gain
 from selection import pages
 from selection.inspection import BRIEF, score_name
 from selection.pages import Cell
-from selection.scatter import scatter
 from selection.wording import human_seconds, join, mean_and_sd
 
 if TYPE_CHECKING:

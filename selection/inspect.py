@@ -36,9 +36,9 @@ from selection.files import TextFingerprint
 from selection.filling import AUGMENTATION, BLOCK
 from selection.guard import normalise
 from selection.hashes import text_hashes
+from selection.histogram import Histogram
 from selection.inspection import GROUPS, SHOWN, Coverage, Example, Inspection, Ints, Part, Shared
 from selection.ngrams import BUCKETS, NgramHasher, corpus_counts, kl_divergence, text_counts
-from selection.pages import Histogram
 from selection.store import Store
 from selection.task import Task, read_task
 from selection.tokens import count_tokens, split_words

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selection import pages
+from selection.histogram import Histogram
 from selection.inspection import (
     COMPARED,
     Example,
@@ -22,8 +22,7 @@ from selection.inspection import (
     score_name,
     share_of,
 )
-from selection.pages import Histogram
-from selection.terminal import aligned, plain, printable
+from selection.terminal import aligned, plain, printable, text_bar
 from selection.wording import human_bytes
 
 
@@ -80,7 +79,7 @@ def _summary(found: Inspection, width: int) -> list[str]:
 def _part_lines(found: Inspection, title: str, parts: Sequence[Part]) -> list[str]:
     rows = [[title, "", "passages", "share", "text", "share"]]
     for part in parts:
-        bar = pages.text_bar(part.passages / found.passages, 40)
+        bar = text_bar(part.passages / found.passages, 40)
         counts = [f"{part.passages:,}", share_of(part.passages, found.passages)]
         rows.append(
             [
@@ -97,7 +96,7 @@ def _part_lines(found: Inspection, title: str, parts: Sequence[Part]) -> list[st
 def _plot_lines(shown: Histogram) -> list[str]:
     most = max(int(shown.counts.max()), 1)
     rows = [
-        [f"  {label}", f"{count:,}", pages.text_bar(count / most, 50)]
+        [f"  {label}", f"{count:,}", text_bar(count / most, 50)]
         for label, count in zip(shown.labels(), shown.counts.tolist(), strict=True)
     ]
     widths = [max(len(row[at]) for row in rows) for at in (0, 1)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection.pages import Histogram
+from selection.histogram import Histogram
 
 SHOWN, BRIEF = 4000, 360
 QUANTILES = (0, 10, 50, 90, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selection.pages import cut
+EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def plain(text: str, width: int) -> str:
@@ -24,3 +24,15 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[
         [c.ljust(w) if at < left else c.rjust(w) for at, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows
     )
     return [(" " * gap).join(row).rstrip() for row in cells]
+
+
+def cut(text: str, width: int) -> str:
+    """At most `width` characters, an ellipsis where more are left."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def text_bar(share: float, width: int) -> str:
+    """`share`, 0 to 1, of `width` characters in steps of an eighth, as block characters; what is not 0 is seen."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    whole, rest = divmod(max(eighths, 1) if share > 0 else eighths, 8)
+    return (EIGHTHS[8] * whole + (EIGHTHS[rest] if rest else "")).ljust(width)

@@ -23,11 +23,11 @@ from benchmarks.grid import Grid, grids_of
 from benchmarks.report import report
 from benchmarks.report_examples import examples_of
 from benchmarks.results import Row, write_rows
+from benchmarks.scatter import FONT, Dot, place_names, scatter
 from selection import pages
 from selection.augmentation import Budget, select
 from selection.errors import InputError
 from selection.pages import Cell
-from selection.scatter import FONT, Dot, place_names, scatter
 from selection.task import read_task
 from tests.conftest import Cli
 

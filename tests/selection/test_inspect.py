@@ -22,17 +22,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selection import pages
 from selection.augmentation import Budget, select
 from selection.embedding import Embeddings
 from selection.errors import InputError, StoreError
 from selection.guard import normalise
+from selection.histogram import Histogram
 from selection.inspect import inspect
 from selection.inspect_page import write_html
 from selection.inspection import Inspection
-from selection.pages import Histogram, escape, text_bar
+from selection.pages import escape
 from selection.store import Store
 from selection.task import read_task
+from selection.terminal import EIGHTHS, text_bar
 from selection.tokens import count_tokens
 
 METHODS = {"knn": "knn", "random": "random", "mix": "mix:knn=0.7,random=0.3"}
@@ -402,7 +403,7 @@ def test_histogram_of_whole_numbers(values: list[int], highest: int) -> None:
 def test_text_bar_is_as_long_as_its_share(share: float, width: int) -> None:
     bar = text_bar(share, width)
     assert len(bar) == width
-    eighths = sum(pages.EIGHTHS.index(character) for character in bar)
+    eighths = sum(EIGHTHS.index(character) for character in bar)
     assert abs(eighths - share * width * 8) <= 1
     assert (eighths > 0) == (share > 0)
 

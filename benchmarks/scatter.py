@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selection.pages import BOTTOM, LEFT, WIDTH, cut, edge_names, escape, round_edges, svg
+from selection.histogram import edge_names, round_edges
+from selection.pages import BOTTOM, LEFT, WIDTH, escape, svg
+from selection.terminal import cut
 
 HEIGHT, UP, FONT = 280, 20, 12
 LETTER = 0.58  # of the font's size
