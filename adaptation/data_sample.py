@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from adaptation.cards import Card
 from selection.errors import InputError
-from selection.hashes import mix
+from selection.hashes import spread_bits
 from selection.reading import read_table
 from selection.task import SPLITS
 from selection.writing import write_table
@@ -42,8 +42,8 @@ def draw_rows(labels: pa.Array | pa.ChunkedArray, count: int, seed: int, *, stra
     """
     if count > len(labels):
         raise InputError(f"{count:,} examples are to be drawn and there are {len(labels):,}")
-    start = mix(np.array([seed], dtype=np.uint64) + np.uint64(_STEP))
-    ranks = mix(start + np.arange(1, len(labels) + 1, dtype=np.uint64) * np.uint64(_STEP))
+    start = spread_bits(np.array([seed], dtype=np.uint64) + np.uint64(_STEP))
+    ranks = spread_bits(start + np.arange(1, len(labels) + 1, dtype=np.uint64) * np.uint64(_STEP))
     order = np.argsort(ranks, kind="stable")
     if not stratified:
         return np.sort(order[:count]).astype(np.int64)

@@ -15,7 +15,7 @@ from adaptation.phases import Part, Phase
 from adaptation.recipe import PRESETS, Recipe
 from adaptation.steps import AdaptStep, BaseModel, FinetuneStep, LossStep, Model, SelectStep, Step
 from adaptation.tasks import LabelledTask, load_labelled, metric_of
-from selection.encoders import cascade_model
+from selection.encoders import model_of_cascade
 from selection.errors import InputError, NearkinError
 from selection.files import TextFingerprint, fingerprint, sha256_of_file, sha256_once
 from selection.filling import Budget
@@ -309,7 +309,7 @@ class _Planner:
         """What a method may draw on: all texts, and the vectors of the encoder, or of all where none is named."""
         encoders = store.manifest.encoders
         one = self.recipe.encoder
-        slugs = [open_encoder(store, one)] if one and cascade_model(one) is None else sorted(store.manifest.in_use)
+        slugs = [open_encoder(store, one)] if one and model_of_cascade(one) is None else sorted(store.manifest.in_use)
         parts = store.corpus.identity
         for slug in slugs:
             kind = encoders[slug].settings.get("index", "stream")
@@ -321,7 +321,7 @@ class _Planner:
                 parts += [kind, index.embeddings, str(index.lists), json.dumps(searched, sort_keys=True)]
             if one and one not in encoders and "cascade" in encoders[slug].settings:
                 parts.append(str(encoders[slug].settings["cascade"]))  # the precision that a cascade ends in
-        return [*parts, one if one and cascade_model(one) is not None else ""]
+        return [*parts, one if one and model_of_cascade(one) is not None else ""]
 
 
 def _files(location: str | None) -> list[str]:

@@ -28,7 +28,7 @@ from adaptation.tasks import load_labelled, metric_of
 from benchmarks.processes import alone
 from benchmarks.results import Row, read_rows, write_rows
 from benchmarks.selectors import time_selection
-from selection.encoders import cascade_model
+from selection.encoders import model_of_cascade
 from selection.files import fingerprint, locked, write_json
 from selection.models import quiet_libraries
 from selection.selectors.registry import method_names
@@ -264,7 +264,7 @@ class _Grid:
             target = Path(scratch) / "set"
             found = alone(time_selection, store.path, step.task, step.how(), target, options)
         # A cascade encodes what it needs within the selection.
-        needs_vectors = found["encode_s"] > 0 and cascade_model(step.encoder or "") is None
+        needs_vectors = found["encode_s"] > 0 and model_of_cascade(step.encoder or "") is None
         return {
             "embed_s": self._embedding_seconds(store, open_encoder(store, step.encoder)) if needs_vectors else 0.0,
             "first_s": found["first_s"],

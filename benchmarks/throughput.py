@@ -31,7 +31,7 @@ from selection.choosing import Wanted, choose_encoder
 from selection.devices import check_devices, search_devices, suit_cuda
 from selection.embedding import embed
 from selection.encoders import STATIC, Encoder, load
-from selection.encoders.recall import NEIGHBOURS, neighbour_recall
+from selection.encoders.recall import RECALL_AT, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder
 from selection.errors import NearkinError
 from selection.ingest import CorpusSpec, ingest
@@ -135,7 +135,7 @@ def _likeness(vectors: Vectors, exact: Vectors) -> Row:
     same = vectors.shape == exact.shape  # model2vec leaves 256 principal components
     cosines = (vectors * exact).sum(axis=1) if same else None
     return {
-        "recall_50": neighbour_recall(vectors, exact, NEIGHBOURS),
+        "recall_50": neighbour_recall(vectors, exact, RECALL_AT),
         "recall_20": neighbour_recall(vectors, exact, 20),
         "cosine": None if cosines is None else float(cosines.mean()),
         "cosine_min": None if cosines is None else float(cosines.min()),

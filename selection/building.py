@@ -14,7 +14,7 @@ from typing import Any
 from selection.choosing import Choice, Wanted, check_wanted, choose_encoder
 from selection.devices import check_devices, first_device
 from selection.embedding import EmbeddingPlan, Embeddings, embed, forget_old, plan_embedding
-from selection.encoders import STATIC, cascade_model
+from selection.encoders import STATIC, model_of_cascade
 from selection.encoders.recall import MIN_RECALL
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import require_space
@@ -168,7 +168,7 @@ def build(
     if prompt is not None and encoder is None:
         raise NearkinError("--prompt belongs to an encoder: name that too, with --encoder")
     check_devices(device)
-    model, full = cascade_model(encoder), precision or "exact"
+    model, full = model_of_cascade(encoder), precision or "exact"
     if model is not None:
         if full not in ("exact", "bf16"):
             raise NearkinError(f"a cascade ends in --precision exact or bf16, not in {full}")

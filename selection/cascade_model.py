@@ -66,7 +66,7 @@ class Pairs:
         return np.asarray(np.bincount(keys, minlength=queries * BINS).reshape(queries, BINS) + self.below)
 
 
-def mix(full_queries: Floats, cheap_queries: Floats, cheap: Floats, scores: Floats) -> Floats:
+def mixed_queries(full_queries: Floats, cheap_queries: Floats, cheap: Floats, scores: Floats) -> Floats:
     """One vector a query whose product with cheap passage vectors predicts the full score best: float32 [q, dim].
 
     A static encoder is fitted to the full one's vectors, so a query encoded in full foretells more with its vectors
@@ -255,7 +255,7 @@ class CascadeSearch:
         """Encodes a uniform sample, learns from it, and scores everything cheaply."""
         found = self.vectors.take(sample).astype(np.float32)
         cheap, scores = self._cheap(sample), self.full @ found.T
-        self._mixed = mix(self.full, self._cheap_queries, cheap, scores)
+        self._mixed = mixed_queries(self.full, self._cheap_queries, cheap, scores)
         self._pairs = scan(self.blocks, self._mixed, sample, self._mixed @ cheap.T, self.k)
         self._enter(sample, found)
 

@@ -28,7 +28,7 @@ from selection.encoders import (
     openvino_engine,
     static_encoder,
 )
-from selection.encoders.recall import MIN_RECALL, NEIGHBOURS, neighbour_recall
+from selection.encoders.recall import MIN_RECALL, RECALL_AT, neighbour_recall
 from selection.encoders.transformer import TransformerEncoder, load_pipeline, on_gpu
 from selection.errors import ModelError, StoreError
 from selection.files import atomic_folder
@@ -335,7 +335,7 @@ class _Chooser:
             half = exact
         if half.seconds is not None and half.seconds < FASTER * exact.seconds:
             sample = self._sample(TRIAL_PASSAGES)
-            recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), NEIGHBOURS)
+            recall = neighbour_recall(half.encoder.encode(sample), exact.encoder.encode(sample), RECALL_AT)
             if recall >= self.wanted.min_recall:
                 found.append((half, f"keeps {recall:.1%} of the exact neighbours"))
                 if limit is not None and half.seconds <= limit:

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selection.encoders import PRECISIONS, STATIC, cascade_model
+from selection.encoders import PRECISIONS, STATIC, model_of_cascade
 from selection.encoders.recall import MIN_RECALL
 from selection.gate import NEAR
 from selection.index.kinds import KINDS
@@ -413,7 +413,9 @@ def run_build(args: argparse.Namespace) -> int:
         read = collect(args.store, corpora, report=say)
         print(f"done    {args.store}: {sum(c.passages for c in read):,} passages, none embedded")
         return 0
-    model = (cascade_model(args.encoder) or args.encoder.removeprefix(STATIC)) if args.chunk and args.encoder else None
+    model = (
+        (model_of_cascade(args.encoder) or args.encoder.removeprefix(STATIC)) if args.chunk and args.encoder else None
+    )
     corpora = [CorpusSpec(n, path, args.text_column, args.where, args.chunk, model) for n, path in named]
     result = build(
         args.store,

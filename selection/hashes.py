@@ -23,7 +23,7 @@ SLICE_BYTES = 8 << 20
 WINDOW_BYTES = 1 << 20  # of text, with 32 to 40 bytes each while it is hashed
 
 
-def mix(hashes: Hashes) -> Hashes:
+def spread_bits(hashes: Hashes) -> Hashes:
     """Spreads each bit over all others, in place (the finaliser of SplitMix64, Steele et al. 2014)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         hashes ^= hashes >> np.uint64(shift)
@@ -33,7 +33,7 @@ def mix(hashes: Hashes) -> Hashes:
 
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_LETTERS = mix(np.arange(1, 257, dtype=np.uint64) * _BASE)
+_LETTERS = spread_bits(np.arange(1, 257, dtype=np.uint64) * _BASE)
 
 
 # Scripts written without spaces, where a clause would else be one word; the long vowel belongs to no script.
@@ -84,7 +84,7 @@ def hash_each(words: pa.Array, spaces: bool = False) -> Hashes:
         found = np.add.reduceat(terms, begins)
         found[:1] *= np.uint64(pow(int(_BASE), low - int(starts[first]), 1 << 64))  # of what began in a window before
         sums[filled[first:last]] += found
-    return mix(sums)
+    return spread_bits(sums)
 
 
 def ngram_hashes(words: Ragged, n: int) -> Ragged:
@@ -98,7 +98,7 @@ def ngram_hashes(words: Ragged, n: int) -> Ragged:
     for place in range(n):
         sums *= _BASE
         sums += words.values[place : place + total]
-    return Ragged(mix(sums), words.offsets).cut(words.offsets[:-1], np.maximum(words.lengths - n + 1, 0))
+    return Ragged(spread_bits(sums), words.offsets).cut(words.offsets[:-1], np.maximum(words.lengths - n + 1, 0))
 
 
 def flat(texts: pa.Array | pa.ChunkedArray) -> pa.Array:

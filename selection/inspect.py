@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from selection.diversity import diversity
 from selection.embedding import Embeddings
-from selection.encoders import CASCADE, STATIC, cascade_model, slug_of
+from selection.encoders import CASCADE, STATIC, model_of_cascade, slug_of
 from selection.errors import InputError, NearkinError, StoreError
 from selection.files import TextFingerprint
 from selection.filling import AUGMENTATION, BLOCK
@@ -203,7 +203,7 @@ class _Against:
         slugs, wanted = store.manifest.in_use, self._encoder
         if not slugs:
             raise StoreError(f"{store.path} has no embeddings: run `nearkin build {store.path}`")
-        if (model := cascade_model(wanted)) is not None:
+        if (model := model_of_cascade(wanted)) is not None:
             static = [slug for slug in slugs if store.manifest.encoders[slug].model.startswith(STATIC)]
             wanted = static[0] if wanted == CASCADE and static else slug_of(STATIC + model)
         slug = slugs[0] if wanted is None else wanted

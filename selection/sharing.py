@@ -27,7 +27,7 @@ from tqdm import tqdm
 from selection.choosing import Wanted, check_wanted, choose_encoder
 from selection.devices import devices_of
 from selection.embedding import embed_here, plan_embedding
-from selection.encoders import Encoder, cascade_model, same_model
+from selection.encoders import Encoder, model_of_cascade, same_model
 from selection.errors import NearkinError, StoreError
 from selection.files import require_space
 from selection.manifest import FileEntry
@@ -85,7 +85,7 @@ def embed_share(
     """
     if not 1 <= number <= of:
         raise NearkinError(f"{number} of {of} is no share: the third of eight is 3 of 8")
-    if cascade_model(encoder) is not None:
+    if model_of_cascade(encoder) is not None:
         raise NearkinError("a cascade embeds by static vectors, in minutes: let one machine do it, without --share")
     if prompt is not None and encoder is None:
         raise NearkinError("--prompt belongs to an encoder: name that too, with --encoder")

@@ -107,7 +107,7 @@ def slug_of(model: str, precision: str = "exact", max_tokens: int | None = None)
     return name if max_tokens is None else f"{name}-{max_tokens}"
 
 
-def cascade_model(name: str | None) -> str | None:
+def model_of_cascade(name: str | None) -> str | None:
     """MODEL of ``cascade:MODEL``, the default one of ``cascade`` alone; None for the name of an encoder."""
     if name is None or name.partition(":")[0] != CASCADE:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK = 1024
-NEIGHBOURS = 50
+RECALL_AT = 50
 MIN_RECALL = 0.95  # what is promised where nothing else is asked for, by encoders, indexes and cascades alike
 
 
@@ -20,8 +20,8 @@ def worth(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) ->
         student, teacher: float32 [n, dim], unit rows, of ``passages`` that it was not fitted to.
     """
     return {
-        "recall": round(neighbour_recall(student, teacher, NEIGHBOURS), 4),
-        "neighbours": NEIGHBOURS,
+        "recall": round(neighbour_recall(student, teacher, RECALL_AT), 4),
+        "neighbours": RECALL_AT,
         "cosine": round(float((student * teacher).sum(axis=1).mean()), 5),
         "passages": len(student),
     }

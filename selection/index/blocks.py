@@ -81,9 +81,9 @@ def add_blocks(
     taken = {block.file.path for block in named if store.is_whole(block.file)}
     done = sum(block.shards for block in entry.blocks)
     for start, stop in block_bounds(embeddings, done, kind.bytes(embeddings.dim), block_bytes):
-        again = entry.blocks and kind.lists
+        again = entry.blocks and kind.has_lists
         index = _emptied(faiss, store.path / entry.blocks[0].file.path) if again else make()
-        centroids = centroids_of(faiss, index) if kind.lists else None
+        centroids = centroids_of(faiss, index) if kind.has_lists else None
         for number in range(start, stop):
             _add(faiss, index, embeddings.shard(number), centroids)
             tick(int(embeddings.offsets[number + 1] - embeddings.offsets[number]))
@@ -194,13 +194,13 @@ class Blocks:
             path = store.check(block.file, remedy)
             index = read_index(self._faiss, path)
             fits = index.ntotal == block.file.rows and index.d == embeddings.dim
-            if not fits or (self._kind.lists and index.nlist != entry.lists):
+            if not fits or (self._kind.has_lists and index.nlist != entry.lists):
                 raise StoreError(f"{path} does not fit the store: {remedy}")
-            if self._kind.lists and self._open:
+            if self._kind.has_lists and self._open:
                 _share_centroids(self._faiss, self._open[0][1], index)
             self._open.append((first, index))
             first += block.file.rows
-        self.centroids = centroids_of(self._faiss, self._open[0][1]) if self._kind.lists else None
+        self.centroids = centroids_of(self._faiss, self._open[0][1]) if self._kind.has_lists else None
 
     @property
     def lists(self) -> int:

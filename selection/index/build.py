@@ -120,7 +120,7 @@ def _begun(store: Store, embeddings: Embeddings, slug: str, plan: IndexPlan) -> 
 
 def _other(entry: IndexEntry, plan: IndexPlan) -> bool:
     """Whether the corpus has come to need very many more or fewer lists than there are."""
-    return plan.kind.lists and not 1 / RENEWED <= (entry.lists + 1) / (plan.lists + 1) <= RENEWED
+    return plan.kind.has_lists and not 1 / RENEWED <= (entry.lists + 1) / (plan.lists + 1) <= RENEWED
 
 
 def _told(entry: IndexEntry) -> str:
@@ -170,7 +170,7 @@ def _make(
 
 def _trained(embeddings: Embeddings, plan: IndexPlan) -> Any:
     """An empty FAISS index, its lists and codes trained on a sample."""
-    if not plan.kind.lists:
+    if not plan.kind.has_lists:
         return empty_index(load_faiss(), plan.kind, embeddings.dim, None)
     rng = np.random.default_rng(0)
     wanted = training_points(len(embeddings), plan.lists)

@@ -37,7 +37,7 @@ class Kind:
         return self.name in ("stream", "flat")
 
     @property
-    def lists(self) -> bool:
+    def has_lists(self) -> bool:
         return self.name.startswith("ivf")
 
     def bytes(self, dim: int) -> int:

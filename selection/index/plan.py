@@ -192,12 +192,12 @@ class _Planner:
         exactly = self.rows * pair + trial.candidates(self.rows, AT) * again
         if kind.name == "stream":
             return IndexPlan(kind, 0, 0, 0, self._memory(kind, 0)[0], 0.0, queries * exactly, 1.0, why)
-        lists, visited, rerank = self._lists(kind, queries) if kind.lists else (0, 0.0, 1)
+        lists, visited, rerank = self._lists(kind, queries) if kind.has_lists else (0, 0.0, 1)
         memory, block = self._memory(kind, lists)
         blocks = self._blocks(kind, lists)
         size += lists * self.dim * 4 + blocks * (lists * LIST_BYTES + kind.training_bytes(self.dim))
         build = size * trial.write_seconds(self.folder)
-        if kind.lists:
+        if kind.has_lists:
             build += self._filling(kind, lists)
             search = self._searching(kind, lists, visited, rerank, queries)
         elif kind.name == "hnsw":
@@ -205,7 +205,7 @@ class _Planner:
             build, search = build + self.rows * one, queries * blocks * one  # each is searched
         else:
             search = queries * exactly
-        if kind.lists:
+        if kind.has_lists:
             build += self._measuring(kind, lists, visited, rerank)
         elif kind.name != "flat":
             build += min(PROBES, self.rows) * (exactly + search / queries)
@@ -219,7 +219,7 @@ class _Planner:
             search,
             1.0 if kind.exact else self.wanted.min_recall,
             why,
-            kind.lists and self.embeddings is None,
+            kind.has_lists and self.embeddings is None,
         )
 
     def _filling(self, kind: Kind, lists: int) -> float:

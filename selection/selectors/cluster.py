@@ -165,7 +165,7 @@ def _stored_centroids(pool: Pool, embeddings: Embeddings) -> Vectors | None:
             raise
         log.warning("clusters are made anew: %s", error)
         return None
-    if not BY_NAME[entry.kind].lists:
+    if not BY_NAME[entry.kind].has_lists:
         return None
     pool.index_used = entry.kind
     return Blocks(pool.store, entry, embeddings).centroids

@@ -17,7 +17,7 @@ from selection.choosing import full_encoder
 from selection.corpus import Corpus
 from selection.devices import check_devices
 from selection.embedding import Embeddings
-from selection.encoders import CASCADE, STATIC, Encoder, cascade_model
+from selection.encoders import CASCADE, STATIC, Encoder, model_of_cascade
 from selection.encoders.recall import MIN_RECALL
 from selection.errors import NearkinError, StoreError
 from selection.index.kinds import BY_NAME
@@ -86,7 +86,7 @@ class Pool:
             StoreError: the store has no such embeddings.
             NearkinError: an index was named for a cascade.
         """
-        store, model = self.store, cascade_model(self.encoder)
+        store, model = self.store, model_of_cascade(self.encoder)
         if model is None:
             return open_encoder(store, self.encoder), False
         static = [slug for slug, entry in store.manifest.encoders.items() if entry.model.startswith(STATIC)]

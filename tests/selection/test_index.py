@@ -445,7 +445,7 @@ def test_damaged_index_is_not_read(store: Path, task_folder: Path) -> None:
 def test_auto_is_exact_until_lists_pay_for_themselves() -> None:
     assert plan_index(134_000, 384, IndexWanted()).kind.name == "stream"
     many = plan_index(50_000_000, 384, IndexWanted(queries=10_000_000))
-    assert many.kind.lists
+    assert many.kind.has_lists
     assert many.lists > 100  # how many goes by what this machine does just now
     late = plan_index(50_000_000, 384, IndexWanted(queries=10_000_000, max_seconds=1))
     assert "nothing fits into" in late.why
