@@ -214,7 +214,7 @@ def test_a_domain_is_everything_or_a_uniform_part(built: Path, task_folder: Path
 def test_passages_of_some_corpora_are_numbered_without_gaps(source: str | None) -> None:
     names, sizes = ["one", "two", "two", "one", "three"], np.array([3, 1, 4, 1, 5])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    corpus: Any = SimpleNamespace(shards=[(name, None, None) for name in names], offsets=offsets)
+    corpus: Any = SimpleNamespace(sources=names, shards=[None] * len(names), offsets=offsets)
     passages = PartOfCorpus(corpus, source)
     wanted = [
         row
