@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptation import data_commands, run_commands
+from adaptation.run_commands import say
 from adaptation.settings import AdaptSettings, FinetuneSettings
-from selection.commands import add_command, positive, say, seed
+from selection.commands import add_command, positive, seed
 from selection.wording import human_seconds, mean_and_sd
 
 if TYPE_CHECKING:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selection.commands import add_command, positive, say, seed
+from selection.commands import add_command, positive, seed
+from selection.commands import say as print_line
 from selection.gate import NEAR
 from selection.wording import human_seconds
 
@@ -85,3 +87,9 @@ def run_recipe(options: argparse.Namespace) -> int:
         say(line)
     say(f"written to {result.file} after {human_seconds(result.seconds)}")
     return 0
+
+
+def say(line: str) -> None:
+    """Prints a line, once: under `accelerate launch` or torchrun every process runs the command."""
+    if os.environ.get("RANK", "0") == "0":
+        print_line(line)

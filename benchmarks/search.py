@@ -120,7 +120,8 @@ def search(
 
 def _add_ratios(rows: list[Row]) -> None:
     for row in rows:
-        same = [r for r in rows if all(r[name] == row[name] for name in ("task", "encoder", "passages", "k"))]
+        names = ("task", "encoder", "passages", "k", "machine")
+        same = [r for r in rows if all(r.get(name) == row.get(name) for name in names)]
         flat = [r for r in same if r["path"] == "FAISS IndexFlatIP"]
         row["ratio"] = flat[0]["total_s"] / row["total_s"] if flat else None
 

@@ -308,7 +308,9 @@ def _ingest_all(store: Store, corpora: Sequence[CorpusSpec]) -> None:
             old = store.manifest.corpora[known.index(name)]
             before = {shard.text for shard in old.shards}
             gone = len(before - {shard.text for shard in entry.shards})
-            if gone and entry.sources[: len(old.sources)] != old.sources:  # else the last one has only gained text
+            # Where it only has more files, its last shard has only gained text.
+            grown = entry.spec == old.spec and old.sources and entry.sources[: len(old.sources)] == old.sources
+            if gone and not grown:
                 log.warning(
                     "corpus %s is not what it was: the text of %d of its %d shards has changed", name, gone, len(before)
                 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import textwrap
@@ -494,9 +493,7 @@ def run_index(args: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     """Prints a line at once, so that who waits for a long command sees it."""
-    # Under `accelerate launch` or torchrun every process runs the command; one of them speaks.
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+    print(line, flush=True)
 
 
 def _to_stderr(line: str) -> None:

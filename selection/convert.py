@@ -28,7 +28,7 @@ from selection.finding import HUB
 from selection.manifest import CorpusEntry, FileEntry
 from selection.reading import BATCH_ROWS, COLUMNAR_KINDS, kind_of, read_batches
 from selection.store import Store
-from selection.unfinished import Unfinished, unfinished
+from selection.unfinished import Unfinished, made_by, unfinished
 from selection.where import Filter
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntr
         _cut_parts(store, work.folder, target, shards, written)
     files_now = [store.hashed(target / name, rows, digest) for name, rows, digest in written]
     description = {**spec.as_dict(), "column": "text"}
-    return CorpusEntry(
-        spec.name, description, sources, files_now, done.blank, done.filtered, shards, whole=asdict(whole)
-    )
+    kept = {"by": made_by(), **asdict(whole)} if files else {}
+    return CorpusEntry(spec.name, description, sources, files_now, done.blank, done.filtered, shards, whole=kept)
 
 
 def _read_before(
@@ -114,8 +113,8 @@ def _read_before(
     whole, before = _Converted(), list[FileEntry]()
     if work.state is not None:
         whole, before = _Converted(**work.state["whole"]), [FileEntry(**file) for file in work.state["sources"]]
-    elif known is not None and known.whole:
-        whole, before = _Converted(**known.whole), known.sources
+    elif known is not None and known.whole.get("by") == made_by():
+        whole, before = _Converted(**{n: v for n, v in known.whole.items() if n != "by"}), known.sources
     same = list(takewhile(lambda pair: pair[0] == pair[1], zip(before, sources, strict=False)))
     kept = known.files[: whole.parts] if known is not None and work.state is None else []
     there = all((work.folder / _part(number)).is_file() for number in range(len(kept), whole.parts))

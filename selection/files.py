@@ -156,9 +156,10 @@ def link_or_copy(file: Path, folder: Path) -> None:
 
 def sync_files(folder: Path) -> None:
     """Has every file under a folder on disk."""
+    mode = "rb" if os.name == "posix" else "rb+"  # Windows syncs only what may be written
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb+") as handle:
+            with file.open(mode) as handle:
                 os.fsync(handle.fileno())
 
 

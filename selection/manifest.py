@@ -28,7 +28,8 @@ class CorpusEntry:
         blank: rows without text.
         filtered: rows that the condition left out.
         left_out: both, of each source, where these stay in place.
-        whole: how far those of its files in the store go that files to come would not change, where they do not.
+        whole: how far those of its files in the store go that files to come would not change, where they do not stay in
+            place; and by what they were made.
     """
 
     name: str
@@ -39,7 +40,7 @@ class CorpusEntry:
     filtered: int
     shards: list[Shard]
     left_out: list[list[int]] = field(default_factory=list)
-    whole: dict[str, int] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CorpusEntry:

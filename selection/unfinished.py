@@ -15,9 +15,14 @@ from selection.files import check_replaceable, explained, put_folder, write_json
 from selection.versions import version_of
 
 STATE = "state.json"
-FORMAT = 1  # of what folders hold and states say
+FORMAT = 2  # of what folders hold and states say
 LEFT = f".*.unfinished/{STATE}"
 SECONDS, TIMES = 10, 20
+
+
+def made_by() -> str:
+    """What must be the same for one to go on where another stopped."""
+    return f"format {FORMAT}, nearkin {version_of('nearkin')}"
 
 
 def unfinished_folder(path: Path) -> Path:
@@ -35,7 +40,7 @@ class Unfinished:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._about = {"format": FORMAT, "nearkin": version_of("nearkin"), **about}
+        self._about = {"by": made_by(), **about}
         self.state = self._read()
         self._saved, self._took = time.monotonic(), 0.0
 

@@ -115,11 +115,10 @@ def stream_search(
 
     Args:
         device: one, or several with commas between them, who share the shards; None or ``auto`` is every CUDA GPU, else
-            the CPU, and the CPU for a handful of queries, which is done before a GPU has been given the corpus.
+            the CPU.
     """
     devices = search_devices(device)
-    on_cpu = devices == ["cpu"] or device in (None, "auto")
-    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and on_cpu and _half_is_exact():
+    if len(queries) <= FEW and len(embeddings) <= FEW_PASSAGES and devices == ["cpu"] and _half_is_exact():
         return _few_search(embeddings, queries, k)
     many = len(embeddings) >= SAMPLE_FROM
     sample = embeddings.sample(min(len(embeddings) // SAMPLED, MOST_SAMPLED)) if many else None

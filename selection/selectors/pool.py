@@ -74,6 +74,7 @@ class Pool:
     index_used: str | None = field(default=None, init=False)
     centroids: str | None = field(default=None, init=False)
     _encoders: tuple[Encoder, Encoder] | None = field(default=None, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_devices(self.device)
@@ -210,7 +211,8 @@ class Pool:
             yield neighbour_table(scores, ids)
             return
         entry = self.store.manifest.encoders[self.slug]
-        if self.encoder is None and "cascade" in entry.settings:
+        if self.encoder is None and "cascade" in entry.settings and not self._told:
+            self._told = True
             log.warning("static vectors answer here: `--encoder cascade` finds the neighbours of the full encoder")
         queries = self.queries
         searcher = Searcher(self.store, self.slug, self.index, self.device)

@@ -355,6 +355,8 @@ def test_query_and_select_take_a_cascade(
     assert code == 0, errors
     told = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert told["parameters"]["encoder"] == name
+    code, _, errors = cli("select", store, task_folder, "--tokens", 2000, "--out", tmp_path / "cheap")
+    assert (code, errors.count("static vectors answer here")) == (0, 1)
     code, _, errors = cli("query", store, task_folder, "--encoder", name, "--index", "stream")
     assert code == 1
     assert "--index stream cannot serve a cascade" in errors

@@ -589,6 +589,7 @@ def test_processes_write_what_one_would(
     corpus_file: Path, built: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selection.corpus.SHARD_ROWS", 32)
+    monkeypatch.setattr("selection.columnar.BATCH_ROWS", 32)
     spec = CorpusSpec("docs", str(corpus_file))
     one, two = tmp_path / "one", tmp_path / "two"
     build(one, [spec], encoder=str(tiny_encoder))
@@ -596,9 +597,10 @@ def test_processes_write_what_one_would(
     assert result.plan.embedding.passages == 600
     vectors = [np.concatenate(list(Embeddings(Store(path), "tiny-encoder"))) for path in (one, two)]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
-    pq.write_table(pa.table({"text": ["one more", "and another"]}), tmp_path / "more.parquet")
+    pq.write_table(pa.table({"text": [f"number {n} more" for n in range(70)]}), tmp_path / "more.parquet")
     build(two, [CorpusSpec("more", str(tmp_path / "more.parquet"))], device="cpu,cpu")
-    assert len(Embeddings(Store(two), "tiny-encoder")) == 602
+    assert len(Embeddings(Store(two), "tiny-encoder")) == 670
+    assert len(Store(two).corpus.shards) == 22  # so that processes had something to share
     store = Store(two)
     with store.lock():
         entry = store.manifest.encoders["tiny-encoder"]
@@ -616,8 +618,9 @@ def test_a_script_need_not_guard_its_main(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from selection import corpus\nfrom selection.building import build\nfrom selection.ingest import CorpusSpec\n"
-        "corpus.SHARD_ROWS = 32\n"
+        "from selection import columnar, corpus\nfrom selection.building import build\n"
+        "from selection.ingest import CorpusSpec\n"
+        "corpus.SHARD_ROWS = columnar.BATCH_ROWS = 32\n"
         f"build({str(tmp_path / 'store')!r}, [CorpusSpec('docs', {str(corpus_file)!r})], "
         f"encoder={str(tiny_encoder)!r}, device='cpu,cpu')\nprint('once')\n"
     )

@@ -134,7 +134,7 @@ def test_a_tile_costs_as_much_as_its_own_queries_and_not_as_all() -> None:
 def test_a_few_queries_are_searched_as_many_are(built: Path) -> None:
     embeddings = Embeddings(Store(built), "tiny-encoder")
     queries = embeddings.take(np.arange(9)) + np.float32(0.01)
-    many = exact_search(embeddings, queries, 30, "cpu")
+    many = exact_search(embeddings, queries, 30)
     for start in (0, 5):
         few = stream_search(embeddings, queries[start : start + 3], 30)
         np.testing.assert_array_equal(few[0], many[0][start : start + 3])
