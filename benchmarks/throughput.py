@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -358,4 +359,5 @@ def _store(folder: Path, texts: Path) -> Store:
 def _embed_anew(store: Store, model: Encoder) -> None:
     with store.lock():  # which reads the manifest again
         store.manifest.encoders.clear()
+        shutil.rmtree(store.path / "embeddings", ignore_errors=True)  # a build would take in what is there
         embed(store, model)

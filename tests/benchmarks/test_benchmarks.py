@@ -12,11 +12,13 @@ import pytest
 
 from benchmarks import demo as demo_module
 from benchmarks import search as module
+from benchmarks import throughput
 from benchmarks.memory import memory
 from benchmarks.plots import plot_search
 from benchmarks.results import read_rows
 from benchmarks.search import search
 from selection.embedding import Embeddings
+from selection.encoders.transformer import TransformerEncoder
 from selection.store import Store
 from tests.conftest import Cli
 
@@ -41,6 +43,24 @@ def test_throughput_has_the_peer_in_the_same_run(
     assert 0 < exact["of_ceiling"] < 1
     assert "left out" in printed
     assert "<svg" in plot.read_text()
+
+
+def test_every_round_of_throughput_encodes(
+    corpus_file: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, encoder = throughput._store(tmp_path / "store", corpus_file), TransformerEncoder(str(tiny_encoder))
+    encoded, run = [], encoder.run
+
+    def counted(prepared: Any, *others: Any) -> Any:
+        found = run(prepared, *others)
+        encoded.append(len(found))
+        return found
+
+    monkeypatch.setattr(encoder, "run", counted)
+    for _ in range(2):
+        throughput._embed_anew(store, encoder)
+        assert sum(encoded) == 600
+        encoded.clear()
 
 
 def test_chunking_measures_what_it_cut(cli: Cli, corpus_file: Path, tmp_path: Path) -> None:
