@@ -15,6 +15,7 @@ import numpy.typing as npt
 from benchmarks.results import Row
 from selection.cascade import cascade as run_cascade
 from selection.embedding import Embeddings
+from selection.encoders.recall import MIN_RECALL
 from selection.errors import NearkinError
 from selection.index.exact import exact_search
 from selection.index.ranking import Ids
@@ -41,7 +42,7 @@ def cascade(
     queries: Sequence[int] = (30, 100, 300, 1000, 4000),
     ks: Sequence[int] = (5, 20, 50),
     sizes: Sequence[int] = (),
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     seeds: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.choices import PARTS, PATHS
 from selection.commands import add_command, positive, say, seed, share
+from selection.encoders.recall import MIN_RECALL
 from selection.index.kinds import KINDS
 from selection.models import DEFAULT_ENCODER
 
@@ -111,7 +112,7 @@ def _register_search(benches: Subparsers) -> None:
     )
     parser.add_argument("--peers", nargs="*", metavar="PEER", help="which peers, by their names (default: all)")
     parser.add_argument(
-        "--min-recall", type=share, default=0.95, help="what approximate paths must reach (default: 0.95)"
+        "--min-recall", type=share, default=MIN_RECALL, help="what approximate paths must reach (default: %(default)s)"
     )
     parser.add_argument(
         "--scratch", metavar="DIR", type=Path, help="for larger corpora and indexes; kept for the next run"
@@ -146,7 +147,7 @@ def _register_cascade(benches: Subparsers) -> None:
     parser.add_argument(
         "--passages", type=positive, nargs="+", default=[], help="sizes: a random part, or repeated and moved"
     )
-    parser.add_argument("--min-recall", type=share, default=0.95, help="what it promises (default: 0.95)")
+    parser.add_argument("--min-recall", type=share, default=MIN_RECALL, help="what it promises (default: %(default)s)")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each (default: 1)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="gain and recall, as .png, .svg or .pdf")
     _add_out(parser)

@@ -25,6 +25,7 @@ from benchmarks.processes import alone, megabytes
 from benchmarks.results import Row, machine, read_rows, write_rows
 from selection.corpus import SHARD_ROWS, Shard
 from selection.embedding import Embeddings
+from selection.encoders.recall import MIN_RECALL
 from selection.files import atomic_write, fingerprint
 from selection.index.exact import stream_search
 from selection.index.kinds import KINDS
@@ -53,7 +54,7 @@ def search(
     passages: Sequence[int] = (),
     kinds: Sequence[str] = KINDS[1:],
     peers: Sequence[str] = NAMES,
-    min_recall: float = 0.95,
+    min_recall: float = MIN_RECALL,
     rounds: int = 3,
     encoder: str | None = None,
     out: Path | None = None,

@@ -272,7 +272,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def _answers(store: Store) -> bool:
     """Whether neighbours can be asked for: some encoder has embedded all that the store holds."""
     texts = store.corpus.fingerprints
-    return bool(texts) and any(texts <= set(entry.shards) for entry in store.manifest.encoders.values())
+    return bool(texts) and any(entry.covers(texts) for entry in store.manifest.encoders.values())
 
 
 def _check_named(store: Store, corpora: Sequence[CorpusSpec]) -> None:
@@ -326,7 +326,7 @@ def plan_build(store: Store, choice: Choice, index: IndexWanted, device: str | N
     embedding = plan_embedding(store, encoder.slug, encoder.fingerprint)
     rows = embedding.passages + embedding.reused
     entry = store.manifest.encoders.get(encoder.slug)
-    listed = entry is not None and store.corpus.fingerprints <= set(entry.shards)
+    listed = entry is not None and entry.covers(store.corpus.fingerprints)
     there = Embeddings(store, encoder.slug) if listed and not embedding.todo else None
     chosen = plan_index(rows, encoder.dim, index, store.path, there, device=device)
     missing = chosen.bytes if there is None else missing_bytes(store, encoder.slug, chosen)

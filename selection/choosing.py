@@ -166,7 +166,7 @@ class _Chooser:
 
     def _is_incomplete(self, entry: EncoderEntry) -> bool:
         """Whether a build with this encoder was stopped, or the corpus has grown since."""
-        return any(shard.text not in entry.shards for shard in self.store.corpus.shards)
+        return not entry.covers(self.store.corpus.fingerprints)
 
     def _named(self, spec: EncoderSpec) -> Choice:
         return self._fitted(spec) if spec.is_fitted else self._fastest(spec)

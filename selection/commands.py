@@ -14,10 +14,9 @@ from selection.encoders import PRECISIONS, STATIC, model_of_cascade
 from selection.encoders.recall import MIN_RECALL
 from selection.gate import NEAR
 from selection.index.kinds import KINDS
+from selection.index.plan import QUERIES
 from selection.models import DEFAULT_ENCODER
 from selection.terminal import plain
-
-QUERIES = 10_000
 
 if TYPE_CHECKING:
     from selection.querying import Answer

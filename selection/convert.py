@@ -95,7 +95,11 @@ def convert(store: Store, spec: CorpusSpec, files: list[Path], known: CorpusEntr
             raise spec.nothing_left(done.blank, done.filtered)
         if files:
             work.save({"sources": sources, "whole": whole}, at_once=True)
-        _cut_parts(store, work.folder, target, shards, written)
+        for part in sorted(work.folder.glob("part-*.parquet"))[len(written) :]:
+            before = sum(rows for _, rows, _ in written)
+            found, rows = _cut_part(part, store.relative(target / part.name), before)
+            shards += found
+            written.append((part.name, rows, sha256_of_file(part)))
     files_now = [store.hashed(target / name, rows, digest) for name, rows, digest in written]
     description = {**spec.as_dict(), "column": "text"}
     kept = {"by": made_by(), **asdict(whole)} if files else {}
@@ -148,20 +152,17 @@ def _rest(
                 yield number, row, path, batch, ends
 
 
-def _cut_parts(store: Store, folder: Path, target: Path, shards: list[Shard], written: list[Written]) -> None:
-    """Adds to `written` the parts in `folder`, which is to be `target`, that lack there, and to `shards` theirs."""
-    row = sum(rows for _, rows, _ in written)
-    for path in sorted(folder.glob("part-*.parquet"))[len(written) :]:
-        file = open_columnar(path)
-        cutter = ShardCutter(store.relative(target / path.name), row)
-        for batch, ends in pieces(file.batches(0, file.rows, ["text"]), "text", path, file.cut_behind):
-            cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
-            if ends and cutter.full and (cut := cutter.cut()):
-                shards.append(cut[0])
-        if cut := cutter.cut():
+def _cut_part(part: Path, name: str, row: int) -> tuple[list[Shard], int]:
+    """Shards of a part and its rows, by its name in the store; `row` is the corpus's of its first."""
+    file, shards = open_columnar(part), list[Shard]()
+    cutter = ShardCutter(name, row)
+    for batch, ends in pieces(file.batches(0, file.rows, ["text"]), "text", part, file.cut_behind):
+        cutter.add(len(batch), np.arange(len(batch), dtype=np.int64), batch.column("text"))
+        if ends and cutter.full and (cut := cutter.cut()):
             shards.append(cut[0])
-        row += file.rows
-        written.append((path.name, file.rows, sha256_of_file(path)))
+    if cut := cutter.cut():
+        shards.append(cut[0])
+    return shards, file.rows
 
 
 def _with_others(passage: pa.RecordBatch, batch: pa.RecordBatch, text: str) -> pa.Table:

@@ -75,6 +75,11 @@ class Corpus:
         return int(self.offsets[-1])
 
     @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all texts."""
+        return sum(shard.text_bytes for shard in self.shards)
+
+    @property
     def fingerprints(self) -> set[str]:
         """Those of the shards' texts."""
         return {shard.text for shard in self.shards}

@@ -71,7 +71,7 @@ class Budget:
 
     def check(self, corpus: Corpus) -> None:
         """Raises InputError where a corpus cannot fill it; a token has at least one byte."""
-        size, most = len(corpus), sum(shard.text_bytes for shard in corpus.shards)
+        size, most = len(corpus), corpus.text_bytes
         if self.tokens is not None and self.tokens > most:
             raise InputError(f"--tokens {self.tokens:,} is more than the text has: ask for fewer")
         for value, flag in ((self.docs, "--docs"), (self.k, "-k")):
@@ -232,8 +232,7 @@ class Filling:
         if self.budget.docs is not None:
             needed = min(needed, int(SPARE * (self.budget.docs - self.passages) / let_in) + 16)
         if self.budget.tokens is not None:
-            text = sum(shard.text_bytes for shard in self.corpus.shards)
-            mean = text / max(len(self.corpus), 1) / BYTES_A_TOKEN
+            mean = self.corpus.text_bytes / max(len(self.corpus), 1) / BYTES_A_TOKEN
             if self.passages:
                 mean = self.tokens / self.passages
             needed = min(needed, int(SPARE * (self.budget.tokens - self.tokens) / (max(mean, 1.0) * let_in)) + 16)

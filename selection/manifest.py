@@ -91,6 +91,10 @@ class EncoderEntry:
         shards = {text: FileEntry(**file) for text, file in value["shards"].items()}
         return cls(**{**value, "shards": shards, "files": [FileEntry(**file) for file in value.get("files", [])]})
 
+    def covers(self, texts: set[str]) -> bool:
+        """Whether all of these texts, by their fingerprints, are embedded."""
+        return texts <= self.shards.keys()
+
     @classmethod
     def of(cls, encoder: Encoder) -> EncoderEntry:
         """An encoder that has embedded nothing yet."""

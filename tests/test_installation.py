@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,7 @@ FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "nearkin.py")
 FOLDERS = ("selection", "adaptation", "benchmarks", "data")
 
 
-def setuptools_version() -> int:
-    """Its first number, 0 where it is not there; not imported, since it changes what others have imported."""
-    try:
-        return int(version("setuptools").partition(".")[0])
-    except PackageNotFoundError:
-        return 0
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(setuptools_version() < 77, reason="builds with the setuptools that is installed, without network")
 def test_the_wheel_lists_its_own_cards(tmp_path: Path) -> None:
     tree, wheels, installed = tmp_path / "tree", tmp_path / "wheels", tmp_path / "installed"
     tree.mkdir()

@@ -99,11 +99,10 @@ class Pool:
             )
         entry = store.manifest.encoders[slug]
         full = slug_held(store, entry.model.removeprefix(STATIC), entry.settings.get("cascade", "exact"))
-        there = {} if full is None else store.manifest.encoders[full].shards
-        if full is not None and store.manifest.encoders[full].prompt != entry.prompt:
-            full = None
-        if full is not None and all(shard.text in there for shard in store.corpus.shards):
-            return full, False  # everything is encoded already
+        if full is not None:
+            whole = store.manifest.encoders[full]
+            if whole.prompt == entry.prompt and whole.covers(store.corpus.fingerprints):
+                return full, False  # everything is encoded already
         if self.index is not None:
             raise NearkinError(
                 f"--index {self.index} cannot serve a cascade, which scans all cheap embeddings: leave it out, or run "

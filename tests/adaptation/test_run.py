@@ -188,8 +188,7 @@ def test_a_killed_run_goes_on_within_a_training(
         "SteadyTrainer.training_step = killed\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    # As this process has: sums over two threads round otherwise.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", code, "run", str(recipe)], stdout=subprocess.DEVNULL, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert not any(steps.glob("adapt-*/adaptation.json"))

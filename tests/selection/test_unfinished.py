@@ -190,7 +190,7 @@ def test_bad_input_costs_no_more_than_itself(kind: str, passages: pa.Table, tmp_
 def test_a_stop_behind_the_last_row_costs_the_last_part(passages: pa.Table, tmp_path: Path) -> None:
     spec = corpus(passages, tmp_path / "files", "jsonl")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "_cut_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(convert, "_cut_part", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             collect(tmp_path / "store", [spec])
     with pytest.MonkeyPatch.context() as patch:
@@ -205,7 +205,7 @@ def test_a_stop_behind_the_last_row_costs_the_last_part(passages: pa.Table, tmp_
 def test_a_file_that_came_after_the_last_row_changes_no_part(passages: pa.Table, tmp_path: Path) -> None:
     spec = corpus(passages, tmp_path / "files", "jsonl")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "_cut_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(convert, "_cut_part", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             collect(tmp_path / "store", [spec])
     (tmp_path / "files" / "more.jsonl").write_text('{"text": "one more", "n": 300}\n' * 30)
